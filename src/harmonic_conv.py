@@ -1,0 +1,153 @@
+"""The import name and the two layers of the original implementation, over `harmonic_lowering`.
+
+Code written for it goes on working: same names, same arguments, and its checkpoints load. New
+code should use `harmonic_lowering.HarmonicConv2d` and `LogHarmonicConv2d`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harmonic_lowering import HarmonicConv2d, LogHarmonicConv2d
+from harmonic_lowering.arguments import IntPair
+from harmonic_lowering.modules import FrequencyTapConv2d
+
+__all__ = ["SingleHarmonicConv2d", "SingleLogHarmonicConv2d"]
+
+
+class _OriginalsNames(FrequencyTapConv2d):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take the original's `lowered_weight` (O, K·C, 1, K_t), whose channel is k·C + c."""
+        lowered: Tensor | None = state_dict.pop(prefix + "lowered_weight", None)
+        if lowered is not None:
+            rows, columns = self.kernel_size
+            channels = self.in_channels // self.groups
+            expected = (self.out_channels, rows * channels, 1, columns)
+            if tuple(lowered.shape) != expected:
+                raise ValueError(
+                    f"{prefix}lowered_weight must have shape {expected} "
+                    "(out_channels, harmonics·in_channels, 1, frames) for this layer, "
+                    f"got {tuple(lowered.shape)}"
+                )
+            weight = lowered.reshape(self.out_channels, rows, channels, columns)
+            state_dict[prefix + "weight"] = weight.transpose(1, 2)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class SingleHarmonicConv2d(HarmonicConv2d, _OriginalsNames):
+    """`HarmonicConv2d` under the original's name, with its order of arguments.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, anchor, stride, padding, dilation, groups, bias
+        As in `HarmonicConv2d`. A dilation along frequency is accepted and means nothing.
+    padding_mode : {"zero", "zeros"}
+        Two spellings of the same.
+    device, dtype
+        As in `HarmonicConv2d`; the original has neither.
+
+    Examples
+    --------
+    >>> layer = SingleHarmonicConv2d(1, 8, 7, anchor=1, padding=(0, 3))
+    >>> layer(torch.randn(2, 1, 256, 64)).shape
+    torch.Size([2, 8, 256, 64])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        anchor: int | Sequence[int] = 1,
+        stride: IntPair = 1,
+        padding: IntPair | str = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zero",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            _dilation_in_time(dilation),
+            groups,
+            bias,
+            _zeros(padding_mode),
+            device,
+            dtype,
+            anchor=anchor,
+        )
+
+
+class SingleLogHarmonicConv2d(LogHarmonicConv2d, _OriginalsNames):
+    """`LogHarmonicConv2d` under the original's name, with its order of arguments.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        As in `SingleHarmonicConv2d`.
+    out_log_scale, in_log_scale, radix, anchor, device, dtype
+        As in `LogHarmonicConv2d`. The defaults are the original's, 1000·ln(0.001·x): an axis of
+        693 bins to the octave, not that of a constant-Q spectrogram.
+
+    Examples
+    --------
+    >>> layer = SingleLogHarmonicConv2d(1, 8, 7, out_log_scale=12, radix=2, padding=(0, 3))
+    >>> layer(torch.randn(2, 1, 84, 64)).shape
+    torch.Size([2, 8, 84, 64])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        out_log_scale: float = 1000,
+        in_log_scale: float = 0.001,
+        radix: float | None = None,
+        anchor: int | Sequence[int] = 1,
+        stride: IntPair = 1,
+        padding: IntPair | str = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zero",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            _dilation_in_time(dilation),
+            groups,
+            bias,
+            _zeros(padding_mode),
+            device,
+            dtype,
+            anchor=anchor,
+            out_log_scale=out_log_scale,
+            in_log_scale=in_log_scale,
+            radix=radix,
+        )
+
+
+def _dilation_in_time(dilation: IntPair) -> IntPair:
+    return dilation if isinstance(dilation, int) else (1, dilation[1])
+
+
+def _zeros(padding_mode: str) -> str:
+    return "zeros" if padding_mode == "zero" else padding_mode

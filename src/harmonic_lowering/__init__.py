@@ -1,0 +1,39 @@
+"""Harmonic convolution for audio spectrograms: layers that take the place of `torch.nn.Conv2d`.
+
+The kernel's rows read the harmonics of a pitch, at multiples of its frequency, and not the
+neighbouring bins.
+"""
+
+from .functional import (
+    DeadTapWarning,
+    frequency_tap_conv2d,
+    harmonic_conv2d,
+    harmonic_lowering,
+    log_harmonic_conv2d,
+    log_harmonic_lowering,
+)
+from .modules import (
+    HarmonicConv2d,
+    HarmonicLowering,
+    LogHarmonicConv2d,
+    LogHarmonicLowering,
+)
+from .surgery import replace_conv2d
+from .taps import FrequencyTaps, origin_after_pooling
+
+__all__ = [
+    "DeadTapWarning",
+    "FrequencyTaps",
+    "HarmonicConv2d",
+    "HarmonicLowering",
+    "LogHarmonicConv2d",
+    "LogHarmonicLowering",
+    "frequency_tap_conv2d",
+    "harmonic_conv2d",
+    "harmonic_lowering",
+    "log_harmonic_conv2d",
+    "log_harmonic_lowering",
+    "origin_after_pooling",
+    "replace_conv2d",
+]
+__version__ = "0.1.0"

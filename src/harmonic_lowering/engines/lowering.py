@@ -1,0 +1,78 @@
+"""The paper's method: stack what the taps read as channels, then one ordinary convolution.
+
+The stacked ("lowered") tensor has the resampled copies of channel c at ``c·K … c·K + K − 1``, so
+that it is a view of one gather along frequency, the weight (O, C/g, K, K_t) is used as
+(O, C/g·K, 1, K_t) without being copied, and groups stay together:
+
+    input (B, C, F, T) → read (B, C, K·F', T) = (B, C·K, F', T) → conv2d with kernel (1, K_t)
+
+Everything is a stock operation, so autograd (any number of times), vmap, autocast, compile and
+export come free. The price is memory: a tensor K times the input, kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..taps import FrequencyTaps
+from .plans import cached_on_device
+
+__all__ = ["convolve", "read_taps"]
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    taps: FrequencyTaps,
+    stride: tuple[int, int] = (1, 1),
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Stack, then convolve; the formula is `engines.reference.convolve`'s."""
+    lowered = read_taps(input, taps, stride[0]).flatten(1, 2)
+    kernel = weight.flatten(1, 2).unsqueeze(2)
+    return F.conv2d(lowered, kernel, bias, (1, stride[1]), (0, padding), (1, dilation), groups)
+
+
+def read_taps(input: Tensor, taps: FrequencyTaps, stride: int = 1) -> Tensor:
+    """Return what every tap reads, as (B, C, K, F', T)."""
+    lower, upper, weight = gather_plan(taps, input.shape[2], stride, input.device)
+    padded = F.pad(input, (0, 0, 0, 1))  # one row of zeros, for taps outside the input
+    read = padded.index_select(2, lower)
+    if upper is not None:
+        # Blended in float32 where the input is a half type: its 8 bits would round the weights.
+        weight = weight.to(input.dtype if input.dtype == torch.float64 else torch.float32)
+        above = padded.index_select(2, upper)
+        read = torch.lerp(read.to(weight.dtype), above.to(weight.dtype), weight).to(input.dtype)
+    batch, channels, _, frames = input.shape
+    return read.view(batch, channels, len(taps), -(-input.shape[2] // stride), frames)
+
+
+@cached_on_device
+def gather_plan(
+    taps: FrequencyTaps, n_bins: int, stride: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the lower and upper source row and the upper row's weight, for each tap and row.
+
+    Rows that read nothing, and upper rows of weight 0, point at row `n_bins`, which holds zeros:
+    an infinity in a row that is not read does not turn into 0·∞.
+    """
+    n_rows = -(-n_bins // stride)
+    lower = [n_bins] * (len(taps) * n_rows)
+    upper = list(lower)
+    weight = [0.0] * len(lower)
+    for tap, rows in enumerate(taps.rows(n_bins, stride)):
+        for row, source, blend in zip(range(rows.start, rows.stop), rows.lower, rows.weight):
+            place = tap * n_rows + row
+            lower[place], weight[place] = source, blend
+            if blend:
+                upper[place] = source + 1
+    return (
+        torch.tensor(lower),
+        torch.tensor(upper) if any(weight) else None,
+        torch.tensor(weight, dtype=torch.float64).unsqueeze(-1),
+    )

@@ -1,0 +1,467 @@
+"""The layers: `torch.nn.Conv2d` with kernel rows at harmonics. Thin over `functional`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import engines
+from .arguments import IntPair, harmonic_taps, log_harmonic_taps, pair, time_only, time_padding
+from .functional import frequency_tap_conv2d, lower, mix_anchors
+from .taps import FrequencyTaps, Interpolation, Ratio, as_anchors, as_count
+
+__all__ = ["HarmonicConv2d", "HarmonicLowering", "LogHarmonicConv2d", "LogHarmonicLowering"]
+
+
+class FrequencyTapConv2d(nn.Conv2d):
+    """What `HarmonicConv2d` and `LogHarmonicConv2d` share: everything but the choice of taps.
+
+    It is a `Conv2d` so that initialisers, optimisers and reparametrisations which look for one
+    find one. The sizes are Conv2d's, the weight has a row for each tap.
+    """
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        stride: IntPair,
+        padding: IntPair | str,
+        dilation: IntPair,
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        *,
+        taps: FrequencyTaps,
+        anchor: int | Sequence[int],
+        engine: str,
+    ) -> None:
+        as_count("in_channels", in_channels)
+        as_count("out_channels", out_channels)
+        as_count("groups", groups)
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups must divide in_channels and out_channels, got groups={groups}, "
+                f"in_channels={in_channels}, out_channels={out_channels}"
+            )
+        if padding_mode != "zeros":
+            raise ValueError(
+                f"padding_mode must be 'zeros', got {padding_mode!r}: pad the time axis with "
+                "torch.nn.functional.pad before the layer for another mode"
+            )
+        engines.choose(engine)
+        strides = pair("stride", stride)
+        frames = time_only("dilation", dilation, frequency=1)
+        total = time_padding(padding, kernel_size[1], frames, strides)
+        super().__init__(
+            in_channels,
+            out_channels,
+            (len(taps), kernel_size[1]),
+            strides,
+            padding if isinstance(padding, str) else (0, total // 2),
+            (1, frames),
+            groups,
+            bias,
+            "zeros",
+            device,
+            dtype,
+        )
+        self.kernel_size = kernel_size
+        self.taps = taps
+        self.anchor = anchor if isinstance(anchor, int) else tuple(anchor)
+        self.engine = engine
+        # w_n of Σ_n w_n·(X ∗_n K_n). It starts at 1: the initialisation of the weight has already
+        # counted the rows of all anchors.
+        self.anchor_weight = (
+            None
+            if isinstance(self.anchor, int)
+            else nn.Parameter(torch.ones(len(self.anchor), device=device, dtype=dtype))
+        )
+
+    def reset_parameters(self) -> None:
+        """Initialise as `Conv2d` does, and the weights of the anchors with 1."""
+        super().reset_parameters()
+        # Conv2d's constructor comes here too, before the anchors' weights exist.
+        anchor_weight = getattr(self, "anchor_weight", None)
+        if anchor_weight is not None:
+            nn.init.ones_(anchor_weight)
+
+    def engine_for(self, input: Tensor) -> engines.Choice:
+        """Return the engine that this layer would use for `input`, and why."""
+        return engines.choose(self.engine)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.ndim in (3, 4) and input.shape[-3] != self.in_channels:
+            raise ValueError(
+                f"this layer takes {self.in_channels} channels, got an input of shape "
+                f"{tuple(input.shape)} (batch, channel, freq, time)"
+            )
+        return frequency_tap_conv2d(
+            input,
+            mix_anchors(weight, self.anchor_weight),
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            taps=self.taps,
+            engine=self.engine,
+        )
+
+    def extra_repr(self) -> str:
+        """Return Conv2d's line, and what is not the default of this layer."""
+        text = str(super().extra_repr())  # type: ignore[no-untyped-call]
+        for name, default in self._shown.items():
+            value = getattr(self, name)
+            if value != default:
+                shown = value if isinstance(value, (int, tuple)) else str(value)
+                text += f", {name}={shown}"
+        return text
+
+    _shown: dict[str, Any] = {}
+
+
+class HarmonicConv2d(FrequencyTapConv2d):
+    r"""Same as `torch.nn.Conv2d`, but the kernel's rows read harmonics of a linear-frequency input.
+
+    Kernel row k = 1 … K sees the k-th harmonic of a sound whose `anchor`-th harmonic lies at the
+    output bin, where Conv2d's row sees a neighbouring bin:
+
+    .. math::
+        Y[b, o, f, t] = \mathrm{bias}[o] + \sum_{c, k, τ} W[o, c, k, τ] \,
+            \tilde X[b, c, \tfrac{k}{n}(f + f_0) − f_0, t + τ]
+
+    Parameters
+    ----------
+    in_channels, out_channels : int >= 1
+        As in `Conv2d`.
+    kernel_size : int or (int, int)
+        Number of harmonics K, and of frames K_t.
+    stride : int or (int, int)
+        Step of the output along frequency and time.
+    padding : int, (0, int), "same" or "valid"
+        Zeros on both sides of the time axis. The frequency axis is never padded: the output has
+        as many bins as the input, as `Conv2d` gives with ``padding=(K − 1) // 2``.
+    dilation : int or (1, int)
+        Distance between the kernel's columns in time.
+    groups, bias, device, dtype
+        As in `Conv2d`.
+    padding_mode : {"zeros"}
+        There is no other.
+    anchor : int >= 1 or sequence of int >= 1
+        Which harmonic the output bin is. Anchor 1 looks upwards only and sees nothing in the
+        upper part of the spectrum but the bin itself; ``anchor=K`` looks downwards only; values
+        between, or ``harmonics=``, look both ways. A sequence of N anchors mixes them with learnt
+        weights, Σ_n w_n·(X ∗_n K_n): the weight has N·K rows, anchor after anchor, and the w_n
+        are the parameter `anchor_weight`.
+    harmonics : sequence of float or Fraction > 0, optional
+        The ratio that each kernel row reads at, instead of k / `anchor`: ``(1/3, 1/2, 1, 2, 3)``.
+    origin : float or Fraction
+        Bin j stands for the frequency (j + `origin`)·Δ: 0 for an STFT, 1 if its DC bin was
+        dropped; `origin_after_pooling` tells what it is behind a pooling or a stride.
+    interpolation : {"linear", "nearest"}
+        How the input is read between bins.
+    engine : {"auto", "lowering", "reference"}
+        How to compute it. All give the same result; `engine_for` tells which one is used.
+
+    Attributes
+    ----------
+    weight : Parameter [shape=(out_channels, in_channels / groups, K, K_t)]
+        Named, shaped and initialised as Conv2d's.
+    bias : Parameter [shape=(out_channels,)] or None
+    anchor_weight : Parameter [shape=(N,)] or None
+    taps : FrequencyTaps
+        Where the rows read.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit; at the call, if the input's shape does not.
+    TypeError
+        At the call, if the input is not floating-point.
+
+    Notes
+    -----
+    Input (B, C, F, T) or (C, F, T), output (B, O, ceil(F / stride_f), T') with Conv2d's T'.
+    Of the multiplications of a `Conv2d` of the same shape the share Σ_k min(1, n/k) / K reads
+    something; the rest is zero by definition.
+
+    Not for log-frequency (constant-Q, mel) spectrograms: see `LogHarmonicConv2d` for constant-Q.
+    On a mel axis harmonics are neither proportional nor equidistant.
+
+    References
+    ----------
+    H. Takeuchi, K. Kashino, Y. Ohishi, H. Saruwatari, "Harmonic Lowering for Accelerating Harmonic
+    Convolution for Audio Signals", Interspeech 2020, doi:10.21437/Interspeech.2020-3217.
+
+    Examples
+    --------
+    >>> layer = HarmonicConv2d(2, 16, kernel_size=3, padding=1, anchor=2)
+    >>> layer(torch.randn(8, 2, 257, 100)).shape
+    torch.Size([8, 16, 257, 100])
+    >>> layer
+    HarmonicConv2d(2, 16, kernel_size=(3, 3), stride=(1, 1), padding=(0, 1), anchor=2)
+    """
+
+    _shown = {"anchor": 1, "harmonics": None, "origin": 0, "interpolation": "linear"}
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair | str = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        anchor: int | Sequence[int] = 1,
+        harmonics: Sequence[Ratio] | None = None,
+        origin: Ratio = 0,
+        interpolation: Interpolation = "linear",
+        engine: str = "auto",
+    ) -> None:
+        size = pair("kernel_size", kernel_size)
+        super().__init__(
+            in_channels,
+            out_channels,
+            size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            taps=harmonic_taps(size[0], anchor, harmonics, origin, interpolation),
+            anchor=anchor,
+            engine=engine,
+        )
+        self.harmonics = None if harmonics is None else tuple(harmonics)
+        self.origin = origin
+        self.interpolation = interpolation
+
+
+class LogHarmonicConv2d(FrequencyTapConv2d):
+    r"""Same as `torch.nn.Conv2d`, but the kernel's rows read harmonics of a log-frequency input.
+
+    On the axis ``f(x) = A·log_C(B·x)`` harmonics lie at the same distances from every bin, so each
+    kernel row reads a shifted copy of the input:
+
+    .. math::
+        Y[b, o, f, t] = \mathrm{bias}[o] + \sum_{c, k, τ} W[o, c, k, τ] \,
+            \tilde X[b, c, f + A \log_C \tfrac{k}{n}, t + τ]
+
+    One of `bins_per_octave`, `out_log_scale` (with `in_log_scale` and `radix`) or `shifts` is
+    needed.
+
+    Parameters
+    ----------
+    in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
+        As in `HarmonicConv2d`.
+    device, dtype, anchor, harmonics, engine
+        As in `HarmonicConv2d`.
+    bins_per_octave : float > 0
+        Resolution of a constant-Q spectrogram: A with C = 2.
+    out_log_scale : float > 0
+        A.
+    in_log_scale : float > 0
+        B, which cancels; kept because it is part of the axis' definition.
+    radix : float > 1
+        C; ``None`` is e.
+    shifts : sequence of float
+        The distance in bins that each kernel row reads at.
+    interpolation : {"linear", "nearest"}
+        How the input is read between bins. ``"nearest"`` rounds the shifts, as published
+        log-frequency models do; whole shifts cost no interpolation.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit; at the call, if the input's shape does not.
+    TypeError
+        At the call, if the input is not floating-point.
+
+    Examples
+    --------
+    >>> layer = LogHarmonicConv2d(1, 16, kernel_size=(5, 3), padding="same", bins_per_octave=36)
+    >>> layer(torch.randn(1, 1, 264, 100)).shape
+    torch.Size([1, 16, 264, 100])
+    >>> [layer.taps.describe(row) for row in range(5)]
+    ['f', 'f + 36', 'f + 57.0587', 'f + 72', 'f + 83.5894']
+    """
+
+    _shown = {
+        "anchor": 1,
+        "harmonics": None,
+        "bins_per_octave": None,
+        "out_log_scale": None,
+        "in_log_scale": None,
+        "radix": None,
+        "shifts": None,
+        "interpolation": "linear",
+    }
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair | str = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        anchor: int | Sequence[int] = 1,
+        harmonics: Sequence[Ratio] | None = None,
+        bins_per_octave: float | None = None,
+        out_log_scale: float | None = None,
+        in_log_scale: float | None = None,
+        radix: float | None = None,
+        shifts: Sequence[Ratio] | None = None,
+        interpolation: Interpolation = "linear",
+        engine: str = "auto",
+    ) -> None:
+        size = pair("kernel_size", kernel_size)
+        taps = log_harmonic_taps(
+            size[0],
+            anchor,
+            harmonics,
+            bins_per_octave,
+            out_log_scale,
+            in_log_scale,
+            radix,
+            shifts,
+            interpolation,
+        )
+        super().__init__(
+            in_channels,
+            out_channels,
+            size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+            taps=taps,
+            anchor=anchor,
+            engine=engine,
+        )
+        self.harmonics = None if harmonics is None else tuple(harmonics)
+        self.bins_per_octave = bins_per_octave
+        self.out_log_scale = out_log_scale
+        self.in_log_scale = in_log_scale
+        self.radix = radix
+        self.shifts = None if shifts is None else tuple(shifts)
+        self.interpolation = interpolation
+
+
+class HarmonicLowering(nn.Module):
+    """Stack the copies of a spectrogram that a harmonic kernel reads, as channels ``k·C + c``.
+
+    Parameters
+    ----------
+    n_harmonics, anchor, harmonics, origin, interpolation
+        As in `harmonic_lowering`, which this is as a module.
+
+    Examples
+    --------
+    >>> HarmonicLowering(5)(torch.randn(4, 2, 257, 100)).shape
+    torch.Size([4, 10, 257, 100])
+    """
+
+    def __init__(
+        self,
+        n_harmonics: int | None = None,
+        *,
+        anchor: int | Sequence[int] = 1,
+        harmonics: Sequence[Ratio] | None = None,
+        origin: Ratio = 0,
+        interpolation: Interpolation = "linear",
+    ) -> None:
+        super().__init__()
+        self.taps = harmonic_taps(n_harmonics, anchor, harmonics, origin, interpolation)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (B, K·C, F, T) for (B, C, F, T), or the same without B."""
+        return lower(input, self.taps)
+
+    def extra_repr(self) -> str:
+        """Return where the copies read."""
+        return ", ".join(self.taps.describe(tap) for tap in range(len(self.taps)))
+
+
+class LogHarmonicLowering(nn.Module):
+    """Stack the shifted copies of a log-frequency spectrogram as channels ``k·C + c``.
+
+    Parameters
+    ----------
+    n_harmonics, anchor, harmonics, bins_per_octave, out_log_scale, in_log_scale, radix, shifts
+        As in `log_harmonic_lowering`, which this is as a module.
+    interpolation : {"linear", "nearest"}
+        As there.
+
+    Examples
+    --------
+    basic-pitch's harmonic stacking, without its crop to 264 bins:
+
+    >>> stack = LogHarmonicLowering(
+    ...     harmonics=(0.5, 1, 2, 3, 4, 5, 6, 7), bins_per_octave=36, interpolation="nearest"
+    ... )
+    >>> [int(shift) for shift in (stack.taps.position(row, 0) for row in range(8))]
+    [-36, 0, 36, 57, 72, 84, 93, 101]
+    """
+
+    def __init__(
+        self,
+        n_harmonics: int | None = None,
+        *,
+        anchor: int | Sequence[int] = 1,
+        harmonics: Sequence[Ratio] | None = None,
+        bins_per_octave: float | None = None,
+        out_log_scale: float | None = None,
+        in_log_scale: float | None = None,
+        radix: float | None = None,
+        shifts: Sequence[Ratio] | None = None,
+        interpolation: Interpolation = "linear",
+    ) -> None:
+        super().__init__()
+        self.taps = log_harmonic_taps(
+            n_harmonics,
+            anchor,
+            harmonics,
+            bins_per_octave,
+            out_log_scale,
+            in_log_scale,
+            radix,
+            shifts,
+            interpolation,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (B, K·C, F, T) for (B, C, F, T), or the same without B."""
+        return lower(input, self.taps)
+
+    extra_repr = HarmonicLowering.extra_repr

@@ -1,0 +1,489 @@
+"""Where each kernel row of a harmonic convolution reads: the geometry, exact and without tensors.
+
+A **tap** is an affine map from an output bin ``f`` to the place on the frequency axis that one
+kernel row reads:
+
+    position_j(f) = a_j · f + b_j        (in bins)
+
+Bin ``f`` of a spectrogram stands for the frequency ``(f + o)·Δ``, where ``o`` is the *origin*. A
+kernel row at ratio ``r`` has to read the frequency ``r·(f + o)·Δ``, which is bin ``r·(f + o) − o``:
+
+    linear frequency axis       a = r,  b = o·(r − 1)
+
+On a logarithmic axis ``f(x) = A·log_C(B·x)`` multiplication is a shift, and B cancels:
+
+    logarithmic frequency axis  a = 1,  b = A·log_C(r)
+
+Slopes and offsets are `fractions.Fraction`. Every float is a fraction too, so that there is one
+way to compute a position and it does not round: in float32, 3/7 · 2000 is off by 6e-5 of a bin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from numbers import Rational, Real
+from typing import Literal, NamedTuple
+
+__all__ = ["FrequencyTaps", "Interpolation", "Ratio", "TapRows", "origin_after_pooling"]
+
+Interpolation = Literal["linear", "nearest"]
+Ratio = int | float | Fraction
+"""A frequency ratio. A float that is the float nearest to a fraction with a small denominator
+(``1 / 3``) is read as that fraction."""
+
+_LARGEST_DENOMINATOR = 4096
+# Log shifts are the product of a float and a logarithm: a result this close to a whole number is
+# that number with rounding noise, and reading two rows instead of one for 1e-13 of a bin is waste.
+_SHIFT_NOISE = 2.0**-40
+
+
+class TapRows(NamedTuple):
+    """The source rows that one tap reads, for the output rows ``start … stop − 1`` where it lives.
+
+    Output row ``start + i`` reads ``(1 − weight[i])·X[lower[i]] + weight[i]·X[lower[i] + 1]``; a
+    weight of 0 means that the position is whole and the upper row is not read at all (it may not
+    exist). All other output rows are zero.
+    """
+
+    start: int
+    stop: int
+    lower: tuple[int, ...]
+    weight: tuple[float, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every position is a whole bin, so that nothing is interpolated."""
+        return not any(self.weight)
+
+
+@dataclass(frozen=True)
+class FrequencyTaps:
+    """Where the rows of a kernel read on the frequency axis.
+
+    One object describes every kind of harmonic convolution this package offers; it is immutable,
+    hashable and holds no tensors. Make it with one of the class methods.
+
+    Parameters
+    ----------
+    slopes, offsets : tuple of Fraction
+        ``a_j > 0`` and ``b_j`` of ``position_j(f) = a_j·f + b_j``, one for each kernel row.
+    interpolation : {"linear", "nearest"}
+        ``"linear"`` blends the two bins beside a position. ``"nearest"`` rounds the position,
+        halves upwards, as published log-frequency models do with their shifts.
+
+    Notes
+    -----
+    The input is zero outside ``0 ≤ position ≤ n_bins − 1``, both ends included. Because ``a_j`` is
+    positive, the output bins at which a tap reads something are a contiguous range.
+
+    Examples
+    --------
+    >>> taps = FrequencyTaps.harmonic(3, anchor=2)
+    >>> [str(a) for a in taps.slopes]
+    ['1/2', '1', '3/2']
+    >>> [str(p) for p in taps.positions(4)[2]]
+    ['0', '3/2', '3', '9/2']
+    >>> taps.live_range(2, n_bins=4)
+    range(0, 3)
+    """
+
+    slopes: tuple[Fraction, ...]
+    offsets: tuple[Fraction, ...]
+    interpolation: Interpolation = "linear"
+
+    def __post_init__(self) -> None:
+        if len(self.slopes) != len(self.offsets) or not self.slopes:
+            raise ValueError(
+                "FrequencyTaps needs as many offsets as slopes, and at least one, got "
+                f"{len(self.slopes)} slopes and {len(self.offsets)} offsets"
+            )
+        if not all(slope > 0 for slope in self.slopes):
+            raise ValueError(f"slopes must be > 0, got {[str(a) for a in self.slopes]}")
+        if self.interpolation not in ("linear", "nearest"):
+            raise ValueError(
+                f"interpolation must be 'linear' or 'nearest', got {self.interpolation!r}"
+            )
+
+    # Taps are keys of caches that are asked at every call, and hashing fractions is slow. The hash
+    # of a string differs between processes, so it does not travel in a pickle.
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.slopes, self.offsets, self.interpolation))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(
+        self,
+    ) -> tuple[type, tuple[tuple[Fraction, ...], tuple[Fraction, ...], str]]:
+        return type(self), (self.slopes, self.offsets, self.interpolation)
+
+    def __len__(self) -> int:
+        """Return the number of taps, which is the number of kernel rows."""
+        return len(self.slopes)
+
+    # ---------------------------------------------------------------- constructors
+
+    @classmethod
+    def harmonic(
+        cls,
+        n_harmonics: int,
+        anchor: int | Sequence[int] = 1,
+        origin: Ratio = 0,
+        interpolation: Interpolation = "linear",
+    ) -> FrequencyTaps:
+        """Taps at the ratios ``k/n``, k = 1 … `n_harmonics`, n the `anchor`.
+
+        Parameters
+        ----------
+        n_harmonics : int >= 1
+            Number of harmonics K.
+        anchor : int >= 1 or sequence of int >= 1
+            The harmonic that the output bin itself is. Row k = `anchor` reads the bin itself, the
+            rows before it sub-harmonics. A sequence gives K taps for each anchor in turn.
+        origin : int, float or Fraction
+            Bin j stands for the frequency ``(j + origin)·Δ``: 0 for an STFT, 1 for one without its
+            DC bin; see `origin_after_pooling` for pooled ones.
+        interpolation : {"linear", "nearest"}
+            See the class.
+
+        Returns
+        -------
+        FrequencyTaps
+            One tap a row, anchor after anchor.
+        """
+        return cls.from_ratios(harmonic_ratios(n_harmonics, anchor), origin, interpolation)
+
+    @classmethod
+    def from_ratios(
+        cls,
+        ratios: Sequence[Ratio],
+        origin: Ratio = 0,
+        interpolation: Interpolation = "linear",
+    ) -> FrequencyTaps:
+        """Taps at explicit frequency ratios on a linear axis.
+
+        Sub-harmonics (``1/2``), tempered intervals (``2 ** (7 / 12)``), stretched partials: any
+        finite ratio above 0. Other parameters as in `harmonic`.
+
+        Examples
+        --------
+        >>> FrequencyTaps.from_ratios([1 / 3, 1, 3]).slopes
+        (Fraction(1, 3), Fraction(1, 1), Fraction(3, 1))
+        """
+        slopes = tuple(as_ratio(ratio) for ratio in as_sequence("harmonics", ratios))
+        o = as_fraction("origin", origin)
+        return cls(slopes, tuple(o * (slope - 1) for slope in slopes), interpolation)
+
+    @classmethod
+    def log_harmonic(
+        cls,
+        n_harmonics: int,
+        anchor: int | Sequence[int] = 1,
+        *,
+        bins_per_octave: float | None = None,
+        out_log_scale: float | None = None,
+        in_log_scale: float | None = None,
+        radix: float | None = None,
+        interpolation: Interpolation = "linear",
+    ) -> FrequencyTaps:
+        """Taps at the ratios ``k/n`` on a logarithmic frequency axis: shifts.
+
+        Parameters
+        ----------
+        n_harmonics, anchor, interpolation
+            As in `harmonic`.
+        bins_per_octave : float > 0
+            The resolution of a constant-Q spectrogram; or else
+        out_log_scale, in_log_scale, radix : float
+            A, B and C of ``f(x) = A·log_C(B·x)``, A > 0, B > 0 (it cancels), C > 1
+            (``None`` is e).
+        """
+        return cls.log_from_ratios(
+            harmonic_ratios(n_harmonics, anchor),
+            bins_per_octave=bins_per_octave,
+            out_log_scale=out_log_scale,
+            in_log_scale=in_log_scale,
+            radix=radix,
+            interpolation=interpolation,
+        )
+
+    @classmethod
+    def log_from_ratios(
+        cls,
+        ratios: Sequence[Ratio],
+        *,
+        bins_per_octave: float | None = None,
+        out_log_scale: float | None = None,
+        in_log_scale: float | None = None,
+        radix: float | None = None,
+        interpolation: Interpolation = "linear",
+    ) -> FrequencyTaps:
+        """Taps at explicit frequency ratios on a logarithmic axis; see `log_harmonic`.
+
+        Examples
+        --------
+        HarmoF0's shifts, 48 bins to the octave and rounded:
+
+        >>> taps = FrequencyTaps.log_from_ratios(
+        ...     range(1, 13), bins_per_octave=48, interpolation="nearest"
+        ... )
+        >>> [rows.lower[0] - rows.start for rows in taps.rows(n_bins=200)]
+        [0, 48, 76, 96, 111, 124, 135, 144, 152, 159, 166, 172]
+        """
+        scale, base = _log_axis(bins_per_octave, out_log_scale, in_log_scale, radix)
+        shifts = []
+        for ratio in as_sequence("harmonics", ratios):
+            shift = scale * _log(as_ratio(ratio), base)
+            whole = round(shift)
+            is_noise = abs(shift - whole) <= _SHIFT_NOISE * max(1.0, abs(shift))
+            shifts.append(whole if is_noise else shift)
+        return cls.from_shifts(shifts, interpolation)
+
+    @classmethod
+    def from_shifts(
+        cls, shifts: Sequence[Ratio], interpolation: Interpolation = "linear"
+    ) -> FrequencyTaps:
+        """Taps at explicit distances in bins, the same at every bin (a logarithmic axis).
+
+        Parameters
+        ----------
+        shifts : sequence of int, float or Fraction
+            Row j reads bin ``f + shifts[j]``; negative ones look downwards.
+        interpolation : {"linear", "nearest"}
+            See the class.
+        """
+        offsets = tuple(as_fraction("a shift", s) for s in as_sequence("shifts", shifts))
+        return cls((Fraction(1),) * len(offsets), offsets, interpolation)
+
+    # ---------------------------------------------------------------- questions
+
+    def position(self, tap: int, output_bin: int) -> Fraction:
+        """Return the place, in bins, that `tap` reads for `output_bin`; rounded if "nearest"."""
+        position = self.slopes[tap] * output_bin + self.offsets[tap]
+        if self.interpolation == "nearest":
+            return Fraction(math.floor(position + Fraction(1, 2)))
+        return position
+
+    def positions(self, n_bins: int) -> tuple[tuple[Fraction, ...], ...]:
+        """Return `position` of every tap at every bin, also where it lies outside the input."""
+        return tuple(
+            tuple(self.position(tap, f) for f in range(n_bins)) for tap in range(len(self))
+        )
+
+    def live_range(self, tap: int, n_bins: int) -> range:
+        """Return the output bins at which `tap` reads inside an input of `n_bins` bins."""
+        a, b = self.slopes[tap], self.offsets[tap]
+        if self.interpolation == "nearest":  # 0 <= floor(a·f + b + 1/2) <= n_bins - 1
+            b += Fraction(1, 2)
+            stop = math.ceil((n_bins - b) / a)
+        else:  # 0 <= a·f + b <= n_bins - 1
+            stop = math.floor((n_bins - 1 - b) / a) + 1
+        start = max(0, math.ceil(-b / a))
+        return range(start, max(start, min(stop, n_bins)))
+
+    def dead(self, n_bins: int) -> tuple[int, ...]:
+        """Return the taps that read nothing at any of `n_bins` bins."""
+        return tuple(tap for tap in range(len(self)) if not self.live_range(tap, n_bins))
+
+    def live_share(self, n_bins: int) -> float:
+        """Return the share of an ordinary kernel's multiplications that read something."""
+        live = sum(len(self.live_range(tap, n_bins)) for tap in range(len(self)))
+        return live / (len(self) * n_bins) if n_bins else 0.0
+
+    def merged(self) -> tuple[FrequencyTaps, tuple[int, ...]]:
+        """Return the distinct taps, and for each tap its place among them.
+
+        Ratios repeat across anchors (1/2 = 2/4 = 3/6): what reads the same place is read once.
+        """
+        return _merged(self)
+
+    def rows(self, n_bins: int, stride: int = 1) -> tuple[TapRows, ...]:
+        """Return what each tap reads, for the output bins 0, `stride`, 2·`stride`, …
+
+        The rows are counted in the output: output row i is bin ``i·stride`` of the input.
+        """
+        return _rows(self, n_bins, stride)
+
+    def describe(self, tap: int) -> str:
+        """Return where a tap reads, in words."""
+        slope, offset = self.slopes[tap], self.offsets[tap]
+        at = "f" if slope == 1 else f"{_short(slope)}·f"
+        return f"{at} {'-' if offset < 0 else '+'} {_short(abs(offset))}" if offset else at
+
+
+def origin_after_pooling(
+    origin: Ratio, factor: int, pooling: Literal["average", "stride"] = "average"
+) -> Fraction:
+    """Return the origin of a spectrogram whose frequency axis was pooled by `factor`.
+
+    Bin j of the pooled axis is the mean of the bins ``j·s … j·s + s − 1``, centred at
+    ``j·s + (s − 1)/2``; in units of the wider bins it stands at ``j + o'`` with
+    ``o' = (o + (s − 1)/2)/s``. Keeping every s-th bin gives ``o' = o/s``.
+
+    Parameters
+    ----------
+    origin : int, float or Fraction
+        The origin before pooling.
+    factor : int >= 1
+        The pooling factor s.
+    pooling : {"average", "stride"}
+        ``"average"`` for average pooling (and for max pooling, whose centre is the same),
+        ``"stride"`` for strided convolutions and slicing.
+
+    Returns
+    -------
+    Fraction
+        The origin to give to the layers behind the pooling.
+
+    Examples
+    --------
+    >>> origin_after_pooling(0, 2)
+    Fraction(1, 4)
+    >>> origin_after_pooling(1, 2, "stride")
+    Fraction(1, 2)
+    """
+    as_count("factor", factor)
+    if pooling not in ("average", "stride"):
+        raise ValueError(f"pooling must be 'average' or 'stride', got {pooling!r}")
+    centre = Fraction(factor - 1, 2) if pooling == "average" else Fraction(0)
+    return (as_fraction("origin", origin) + centre) / factor
+
+
+# -------------------------------------------------------------------- the plan, computed once
+
+
+@lru_cache(maxsize=512)
+def _rows(taps: FrequencyTaps, n_bins: int, stride: int) -> tuple[TapRows, ...]:
+    plan = []
+    for tap in range(len(taps)):
+        live = taps.live_range(tap, n_bins)
+        start, stop = -(-live.start // stride), -(-live.stop // stride)
+        lower, weight = [], []
+        # position = (a.num·b.den·f + b.num·a.den) / (a.den·b.den), in integers of any size
+        a, b = taps.slopes[tap], taps.offsets[tap]
+        if taps.interpolation == "nearest":
+            b += Fraction(1, 2)
+        step, base = a.numerator * b.denominator, b.numerator * a.denominator
+        denominator = a.denominator * b.denominator
+        for row in range(start, stop):
+            whole, rest = divmod(step * row * stride + base, denominator)
+            lower.append(whole)
+            weight.append(0.0 if taps.interpolation == "nearest" else rest / denominator)
+        plan.append(TapRows(start, max(start, stop), tuple(lower), tuple(weight)))
+    return tuple(plan)
+
+
+@lru_cache(maxsize=512)
+def _merged(taps: FrequencyTaps) -> tuple[FrequencyTaps, tuple[int, ...]]:
+    distinct = {pair: None for pair in zip(taps.slopes, taps.offsets)}
+    place = {pair: index for index, pair in enumerate(distinct)}
+    index = tuple(place[pair] for pair in zip(taps.slopes, taps.offsets))
+    if len(distinct) == len(taps):
+        return taps, index
+    slopes, offsets = zip(*distinct)
+    return FrequencyTaps(slopes, offsets, taps.interpolation), index
+
+
+# -------------------------------------------------------------------- reading arguments
+
+
+def harmonic_ratios(n_harmonics: int, anchor: int | Sequence[int]) -> tuple[Fraction, ...]:
+    """Return ``k/n`` for every anchor n and, within it, every harmonic k = 1 … `n_harmonics`."""
+    as_count("the number of harmonics (kernel rows)", n_harmonics)
+    return tuple(Fraction(k, n) for n in as_anchors(anchor) for k in range(1, n_harmonics + 1))
+
+
+def as_anchors(anchor: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the anchors as a tuple, checked."""
+    if isinstance(anchor, Sequence) and not isinstance(anchor, str):
+        if not anchor:
+            raise ValueError("anchor must be an int >= 1 or several of them, got an empty sequence")
+        return tuple(as_count("anchor", n) for n in anchor)
+    return (as_count("anchor", anchor),)
+
+
+def as_count(name: str, value: object) -> int:
+    """Return `value` if it is an int >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    return value
+
+
+def as_sequence(name: str, values: Sequence[Ratio]) -> tuple[Ratio, ...]:
+    """Return `values` as a tuple of at least one entry."""
+    try:
+        entries = tuple(values)
+    except TypeError:
+        entries = ()
+    if not entries:
+        raise ValueError(f"{name} must be a sequence of at least one number, got {values!r}")
+    return entries
+
+
+def as_fraction(name: str, value: object) -> Fraction:
+    """Return a finite number as the fraction it is; 1/3 typed as a float is meant as 1/3."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if isinstance(value, Rational):
+        return Fraction(int(value.numerator), int(value.denominator))
+    exact = Fraction(float(value))
+    simple = exact.limit_denominator(_LARGEST_DENOMINATOR)
+    return simple if float(simple) == float(value) else exact
+
+
+def as_ratio(value: object) -> Fraction:
+    """Return a frequency ratio as a fraction, checked to be above 0."""
+    ratio = as_fraction("a harmonic ratio", value)
+    if ratio <= 0:
+        raise ValueError(f"a harmonic ratio must be > 0, got {value!r}")
+    return ratio
+
+
+def _log_axis(
+    bins_per_octave: float | None,
+    out_log_scale: float | None,
+    in_log_scale: float | None,
+    radix: float | None,
+) -> tuple[float, float | None]:
+    """Return A and C of ``f(x) = A·log_C(B·x)``; B is checked and cancels."""
+    if bins_per_octave is not None:
+        if (out_log_scale, in_log_scale, radix) != (None, None, None):
+            raise ValueError(
+                "give bins_per_octave, or out_log_scale with in_log_scale and radix, not both, "
+                f"got bins_per_octave={bins_per_octave!r}, out_log_scale={out_log_scale!r}, "
+                f"in_log_scale={in_log_scale!r}, radix={radix!r}"
+            )
+        return _positive("bins_per_octave", bins_per_octave), 2
+    if out_log_scale is None:
+        raise ValueError(
+            "a logarithmic frequency axis needs its resolution: give bins_per_octave=, "
+            "or out_log_scale= (A of A·log_C(B·x)), or shifts="
+        )
+    if in_log_scale is not None:
+        _positive("in_log_scale", in_log_scale)
+    if radix is not None and _positive("radix", radix) <= 1:
+        raise ValueError(f"radix must be > 1, got {radix!r}")
+    return _positive("out_log_scale", out_log_scale), radix
+
+
+def _positive(name: str, value: object) -> float:
+    if not as_fraction(name, value) > 0:
+        raise ValueError(f"{name} must be > 0, got {value!r}")
+    return float(value)  # type: ignore[arg-type]  # as_fraction has checked that it is a number
+
+
+def _log(ratio: Fraction, base: float | None) -> float:
+    # numerator and denominator apart: their logarithms are exact for powers of two
+    if base == 2:
+        return math.log2(ratio.numerator) - math.log2(ratio.denominator)
+    natural = math.log(ratio.numerator) - math.log(ratio.denominator)
+    return natural if base is None else natural / math.log(base)
+
+
+def _short(value: Fraction) -> str:
+    return str(value) if value.denominator <= _LARGEST_DENOMINATOR else f"{float(value):.6g}"
