@@ -5,8 +5,9 @@ They are `Conv2d`'s, read for a kernel without neighbourhood in frequency, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "IntPair",
     "harmonic_taps",
     "log_harmonic_taps",
+    "merged_taps",
     "pair",
     "time_only",
     "time_padding",
@@ -34,8 +36,9 @@ IntPair = int | tuple[int, int]
 
 def pair(name: str, value: IntPair, least: int = 1) -> tuple[int, int]:
     """Return an int twice, or a pair as it is; both entries at least `least`."""
-    entries = (value, value) if isinstance(value, int) else tuple(value)
-    if len(entries) != 2 or any(isinstance(e, bool) or not isinstance(e, int) for e in entries):
+    entries = (value, value) if isinstance(value, int) else value
+    is_pair = isinstance(entries, Sequence) and len(entries) == 2
+    if not is_pair or any(isinstance(e, bool) or not isinstance(e, int) for e in entries):
         raise ValueError(f"{name} must be an int or a pair (freq, time) of ints, got {value!r}")
     if min(entries) < least:
         raise ValueError(f"{name} must be >= {least}, got {value!r}")
@@ -72,10 +75,30 @@ def time_padding(
 
 
 # -------------------------------------------------------------------- taps from arguments
-# A compiler takes what these return as a constant, which keeps fractions out of its graphs.
+# torch.compile cannot trace fractions, nor take an object as the constant result of a function. It
+# does take strings and attributes of a global: so a function that it need not trace gives taps a
+# name, and the taps are found under it.
+
+_named_taps = SimpleNamespace()
+
+
+@lru_cache(maxsize=None)
+def _name(taps: FrequencyTaps) -> str:
+    name = f"taps_{len(vars(_named_taps))}"
+    setattr(_named_taps, name, taps)
+    return name
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _merged_name(taps: FrequencyTaps) -> str:
+    return _name(taps.merged()[0])
+
+
+def merged_taps(taps: FrequencyTaps) -> FrequencyTaps:
+    """Return the distinct ones of `taps`."""
+    return getattr(_named_taps, _merged_name(taps))  # type: ignore[no-any-return]
+
+
 def harmonic_taps(
     n_rows: int | None,
     anchor: int | Sequence[int] = 1,
@@ -88,12 +111,10 @@ def harmonic_taps(
 
     `n_rows` counts the rows of one anchor's kernel, or of all anchors' together.
     """
-    return _linear(
-        n_rows, _key(anchor), _key(harmonics), origin, interpolation, rows_of_all_anchors
-    )
+    name = _linear(n_rows, as_anchors(anchor), harmonics, origin, interpolation, rows_of_all_anchors)
+    return getattr(_named_taps, name)  # type: ignore[no-any-return]
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def log_harmonic_taps(
     n_rows: int | None,
     anchor: int | Sequence[int] = 1,
@@ -108,75 +129,76 @@ def log_harmonic_taps(
 ) -> FrequencyTaps:
     """Return the taps that a layer's arguments stand for, on a logarithmic axis."""
     axis = (bins_per_octave, out_log_scale, in_log_scale, radix)
-    return _logarithmic(
-        n_rows,
-        _key(anchor),
-        _key(harmonics),
-        axis,
-        _key(shifts),
-        interpolation,
-        rows_of_all_anchors,
+    name = _logarithmic(
+        n_rows, as_anchors(anchor), harmonics, axis, shifts, interpolation, rows_of_all_anchors
     )
+    return getattr(_named_taps, name)  # type: ignore[no-any-return]
 
 
-def _key(value: Any) -> Any:
-    """Return what can be the key of a cache: sequences as tuples."""
-    is_sequence = isinstance(value, Iterable) and not isinstance(value, str)
-    return tuple(value) if is_sequence else value
+def _remembered(name_taps: Callable[..., str]) -> Callable[..., str]:
+    """Remember the answer for each set of arguments, of which sequences are taken as tuples."""
+    remember = lru_cache(maxsize=256, typed=True)(name_taps)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def asked(*arguments: Any) -> str:
+        is_sequence = (isinstance(a, Iterable) and not isinstance(a, str) for a in arguments)
+        return remember(*(tuple(a) if s else a for a, s in zip(arguments, is_sequence)))
+
+    return asked  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=256, typed=True)
+@_remembered
 def _linear(
     n_rows: int | None,
-    anchor: int | tuple[int, ...],
+    anchors: tuple[int, ...],
     harmonics: tuple[Ratio, ...] | None,
     origin: Ratio,
     interpolation: Interpolation,
     rows_of_all_anchors: bool,
-) -> FrequencyTaps:
-    ratios = _ratios(n_rows, anchor, harmonics, rows_of_all_anchors)
-    return FrequencyTaps.from_ratios(ratios, origin, interpolation)
+) -> str:
+    ratios = _ratios(n_rows, anchors, harmonics, rows_of_all_anchors)
+    return _name(FrequencyTaps.from_ratios(ratios, origin, interpolation))
 
 
-@lru_cache(maxsize=256, typed=True)
+@_remembered
 def _logarithmic(
     n_rows: int | None,
-    anchor: int | tuple[int, ...],
+    anchors: tuple[int, ...],
     harmonics: tuple[Ratio, ...] | None,
     axis: tuple[float | None, float | None, float | None, float | None],
     shifts: tuple[Ratio, ...] | None,
     interpolation: Interpolation,
     rows_of_all_anchors: bool,
-) -> FrequencyTaps:
+) -> str:
     if shifts is not None:
-        if axis != (None,) * 4 or harmonics is not None or as_anchors(anchor) != (1,):
+        if axis != (None,) * 4 or harmonics is not None or anchors != (1,):
             raise ValueError(
                 "shifts already says where every row reads: give it without anchor, harmonics, "
                 "bins_per_octave, out_log_scale, in_log_scale and radix"
             )
         _check_rows("shifts", shifts, n_rows)
-        return FrequencyTaps.from_shifts(shifts, interpolation)
-    return FrequencyTaps.log_from_ratios(
-        _ratios(n_rows, anchor, harmonics, rows_of_all_anchors),
+        return _name(FrequencyTaps.from_shifts(shifts, interpolation))
+    taps = FrequencyTaps.log_from_ratios(
+        _ratios(n_rows, anchors, harmonics, rows_of_all_anchors),
         bins_per_octave=axis[0],
         out_log_scale=axis[1],
         in_log_scale=axis[2],
         radix=axis[3],
         interpolation=interpolation,
     )
+    return _name(taps)
 
 
 def _ratios(
     n_rows: int | None,
-    anchor: int | tuple[int, ...],
+    anchors: tuple[int, ...],
     harmonics: tuple[Ratio, ...] | None,
     rows_of_all_anchors: bool,
 ) -> tuple[Ratio, ...]:
-    anchors = as_anchors(anchor)
     if harmonics is not None:
         if anchors != (1,):
             raise ValueError(
-                f"give anchor or harmonics, not both, got anchor={anchor!r} and "
+                f"give anchor or harmonics, not both, got anchors {anchors!r} and "
                 f"harmonics={harmonics!r}: with an anchor n the ratios are k/n"
             )
         _check_rows("harmonics", harmonics, n_rows)

@@ -21,11 +21,13 @@ from .arguments import (
     IntPair,
     harmonic_taps,
     log_harmonic_taps,
+    merged_taps,
     pair,
     time_only,
     time_padding,
 )
 from .engines.lowering import read_taps
+from .engines.plans import cached_on_device
 from .taps import FrequencyTaps, Interpolation, Ratio
 
 __all__ = [
@@ -127,9 +129,9 @@ def frequency_tap_conv2d(
     _warn_of_dead_taps(taps, input.shape[-2])
 
     convolve = engines.ENGINES[engines.choose(engine).engine]
-    distinct, place = taps.merged()
+    distinct = merged_taps(taps)
     if len(distinct) < len(taps):
-        index = torch.tensor(place, device=weight.device)
+        (index,) = _merge_plan(taps, weight.device)
         shape = (*weight.shape[:2], len(distinct), weight.shape[3])
         weight = weight.new_zeros(shape).index_add(2, index, weight)
     batched = input if input.ndim == 4 else input.unsqueeze(0)
@@ -388,6 +390,12 @@ def log_harmonic_lowering(
         interpolation,
     )
     return lower(input, taps)
+
+
+@cached_on_device
+def _merge_plan(taps: FrequencyTaps) -> tuple[Tensor]:
+    """Return, for each tap, which of the distinct taps it is."""
+    return (torch.tensor(taps.merged()[1]),)
 
 
 def lower(input: Tensor, taps: FrequencyTaps) -> Tensor:

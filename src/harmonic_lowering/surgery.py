@@ -168,10 +168,10 @@ def _chosen(
 def _obstacle(conv: nn.Conv2d) -> str | None:
     """Return why there is no harmonic layer of the same shape, or None."""
     rows = conv.kernel_size[0]
-    if type(conv) is not nn.Conv2d:
-        return f"it is a {type(conv).__name__}, which may compute something else"
     if is_parametrized(conv) or conv._forward_pre_hooks or conv._forward_hooks:
         return "it is reparametrised or has hooks: swap first, then add them"
+    if type(conv) is not nn.Conv2d:
+        return f"it is a {type(conv).__name__}, which may compute something else"
     if rows == 1:
         return "its kernel has one row: there are no harmonics to read"
     if conv.padding_mode != "zeros":

@@ -40,7 +40,7 @@ def convolve(
 
 def read_taps(input: Tensor, taps: FrequencyTaps, stride: int = 1) -> Tensor:
     """Return what every tap reads, as (B, C, K, F', T)."""
-    lower, upper, weight = gather_plan(taps, input.shape[2], stride, input.device)
+    lower, upper, weight = gather_plan(taps, input.device, input.shape[2], stride)
     padded = F.pad(input, (0, 0, 0, 1))  # one row of zeros, for taps outside the input
     read = padded.index_select(2, lower)
     if upper is not None:

@@ -29,28 +29,33 @@ def convolve(
     ``Y[b, o, f, t] = bias[o] + Σ_c Σ_j Σ_τ W[o, c, j, τ] · X̃[b, c, position_j(f), t·s + τ·d − p]``
     """
     n_bins = input.shape[2]
+    padded = F.pad(input, (0, 0, 0, 1))  # a last row of zeros, to be read from outside the input
     output_rows = []
     for f in range(0, n_bins, stride[0]):
-        row = None
-        for tap in range(len(taps)):
-            source = _read(input, taps.position(tap, f))
-            if source is None and (row is not None or tap < len(taps) - 1):
-                continue
-            # A row at which every tap is dead is still a row of zeros of the right length.
-            source = torch.zeros_like(input[:, :, 0]) if source is None else source
-            term = F.conv1d(source, weight[:, :, tap], None, stride[1], padding, dilation, groups)
-            row = term if row is None else row + term
-        assert row is not None
+        terms = [
+            F.conv1d(
+                _read(padded, taps.position(tap, f)),
+                weight[:, :, tap],
+                None,
+                stride[1],
+                padding,
+                dilation,
+                groups,
+            )
+            for tap in range(len(taps))
+        ]
+        row = sum(terms[1:], start=terms[0])
         output_rows.append(row if bias is None else row + bias.to(row.dtype)[:, None])
     return torch.stack(output_rows, dim=2)
 
 
-def _read(input: Tensor, position: Fraction) -> Tensor | None:
-    """Return X̃[:, :, position]: linear between two bins, nothing outside 0 … n_bins − 1."""
-    if not 0 <= position <= input.shape[2] - 1:
-        return None
+def _read(padded: Tensor, position: Fraction) -> Tensor:
+    """Return X̃[:, :, position]: linear between two bins, zero outside 0 … n_bins − 1."""
+    n_bins = padded.shape[2] - 1
+    if not 0 <= position <= n_bins - 1:
+        return padded[:, :, n_bins]
     lower = math.floor(position)
     weight = float(position - lower)
     if weight == 0:
-        return input[:, :, lower]
-    return (1 - weight) * input[:, :, lower] + weight * input[:, :, lower + 1]
+        return padded[:, :, lower]
+    return (1 - weight) * padded[:, :, lower] + weight * padded[:, :, lower + 1]

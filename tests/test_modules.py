@@ -1,0 +1,372 @@
+"""The layers as drop-ins for Conv2d, and the tools of the ecosystem around them."""
+
+import copy
+import io
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jvp, vmap
+
+from harmonic_lowering import (
+    DeadTapWarning,
+    HarmonicConv2d,
+    HarmonicLowering,
+    LogHarmonicConv2d,
+    LogHarmonicLowering,
+    harmonic_conv2d,
+    log_harmonic_conv2d,
+)
+
+LAYERS = {
+    "harmonic": lambda **kw: HarmonicConv2d(4, 6, 3, padding=1, anchor=2, **kw),
+    "ratios": lambda **kw: HarmonicConv2d(4, 6, (3, 3), harmonics=(1 / 2, 1, 3), origin=1, **kw),
+    "anchors": lambda **kw: HarmonicConv2d(4, 6, 3, stride=(1, 2), anchor=(1, 2, 3), **kw),
+    "groups": lambda **kw: HarmonicConv2d(4, 6, 3, groups=2, padding="same", **kw),
+    "log": lambda **kw: LogHarmonicConv2d(4, 6, 3, padding=1, bins_per_octave=4.5, **kw),
+    "shifts": lambda **kw: LogHarmonicConv2d(4, 6, (3, 3), shifts=(-2, 0, 5), **kw),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request):
+    return LAYERS[request.param]()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 4, 16, 12)
+
+
+# -------------------------------------------------------------------- like Conv2d
+
+
+@pytest.mark.parametrize("stride", [1, 2, (1, 2), (3, 1)])
+@pytest.mark.parametrize("padding", [0, 1, 2, (0, 3), "same", "valid"])
+@pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_the_output_has_conv2ds_shape(stride, padding, dilation, frames):
+    if padding == "same" and stride != 1:
+        pytest.skip("Conv2d has no padding='same' with strides either")
+    x = torch.randn(1, 2, 9, 20)
+    layer = HarmonicConv2d(2, 3, (3, frames), stride, padding, dilation)
+    p, d = layer.padding, layer.dilation[1]
+    conv = nn.Conv2d(2, 3, (1, frames), stride, p, (1, d))
+    assert layer(x).shape == conv(x).shape
+
+
+def test_same_padding_puts_the_odd_zero_where_conv2d_puts_it():
+    x = torch.randn(1, 2, 9, 20)
+    layer = HarmonicConv2d(2, 3, (1, 4), padding="same")
+    conv = nn.Conv2d(2, 3, (1, 4), padding="same")
+    conv.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(x), conv(x))
+
+
+def test_parameters_are_conv2ds():
+    torch.manual_seed(3)
+    layer = HarmonicConv2d(4, 6, (5, 3), groups=2)
+    torch.manual_seed(3)
+    conv = nn.Conv2d(4, 6, (5, 3), groups=2)
+    ours, theirs = layer.state_dict(), conv.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert isinstance(layer, nn.Conv2d)
+
+
+def test_several_anchors_are_initialised_for_all_their_rows():
+    layer = HarmonicConv2d(8, 16, 3, anchor=(1, 2, 3, 4))
+    assert layer.weight.shape == (16, 8, 12, 3)
+    bound = 1 / (8 * 12 * 3) ** 0.5
+    assert layer.weight.abs().max() <= bound
+    assert layer.weight.abs().max() > 0.95 * bound
+    assert torch.equal(layer.anchor_weight, torch.ones(4))
+    layer.anchor_weight.data.zero_()
+    layer.reset_parameters()
+    assert torch.equal(layer.anchor_weight, torch.ones(4))
+
+
+def test_module_and_function_agree(x):
+    layer = HarmonicConv2d(4, 6, 3, 2, 1, (1, 2), 2, anchor=(1, 2), origin=0.5)
+    expected = harmonic_conv2d(
+        x,
+        layer.weight,
+        layer.bias,
+        2,
+        1,
+        (1, 2),
+        2,
+        anchor=(1, 2),
+        origin=0.5,
+        anchor_weight=layer.anchor_weight,
+    )
+    assert torch.equal(layer(x), expected)
+    axis = dict(out_log_scale=3.0, radix=2.0, anchor=2, interpolation="nearest")
+    log = LogHarmonicConv2d(4, 6, 3, padding=1, **axis)
+    assert torch.equal(log(x), log_harmonic_conv2d(x, log.weight, log.bias, padding=1, **axis))
+
+
+def test_unbatched_and_empty_batches(layer, x):
+    torch.testing.assert_close(layer(x[0]), layer(x)[0])
+    empty = layer(x[:0].requires_grad_())
+    assert empty.shape == (0, *layer(x).shape[1:])
+    empty.sum().backward()
+    assert torch.equal(layer.weight.grad, torch.zeros_like(layer.weight))
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.stack([x, x], -1)[..., 0],
+        lambda x: x[:1].expand(2, -1, -1, -1),
+    ],
+    ids=["channels_last", "transposed", "strided", "expanded"],
+)
+def test_any_memory_layout(layer, x, layout):
+    strided = layout(x)
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(layer(strided), layer(strided.contiguous()))
+
+
+def test_the_input_is_left_alone(layer, x):
+    before = x.clone()
+    layer(x).sum().backward()
+    assert torch.equal(x, before)
+
+
+def test_repr_shows_what_is_not_default():
+    assert repr(HarmonicConv2d(1, 2, (3, 5), harmonics=(1, 2, 3), origin=1)) == (
+        "HarmonicConv2d(1, 2, kernel_size=(3, 5), stride=(1, 1), harmonics=(1, 2, 3), origin=1)"
+    )
+    assert repr(LogHarmonicConv2d(1, 2, 3, bins_per_octave=12, bias=False)) == (
+        "LogHarmonicConv2d(1, 2, kernel_size=(3, 3), stride=(1, 1), bias=False, "
+        "bins_per_octave=12)"
+    )
+
+
+def test_the_choice_of_engine_can_be_asked_for(layer, x):
+    choice = layer.engine_for(x)
+    assert choice.engine in ("lowering", "blocked")
+    assert choice.reason
+    named = HarmonicConv2d(4, 6, 3, engine="reference").engine_for(x)
+    assert named.engine == "reference"
+
+
+# -------------------------------------------------------------------- dtypes and devices
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes(dtype, x):
+    layer = HarmonicConv2d(4, 6, 3, anchor=2, dtype=dtype)
+    assert layer(x.to(dtype)).dtype == dtype
+    expected = copy.deepcopy(layer).double()(x.to(dtype).double())
+    torch.testing.assert_close(layer(x.to(dtype)).double(), expected, rtol=0.02, atol=0.02)
+
+
+def test_autocast(layer, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+        conv = nn.Conv2d(4, 6, 3)(x)
+    assert y.dtype == conv.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
+    y.float().sum().backward()
+    assert layer.weight.grad.dtype == torch.float32
+
+
+def test_meta_device():
+    layer = HarmonicConv2d(4, 6, 3, anchor=(1, 2), device="meta")
+    assert layer(torch.empty(2, 4, 16, 12, device="meta")).shape == (2, 6, 16, 10)
+    assert layer.to_empty(device="cpu").weight.device.type == "cpu"
+    with torch.device("meta"):
+        assert LogHarmonicConv2d(1, 1, 3, bins_per_octave=2).weight.is_meta
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda(layer, x):
+    on_gpu = copy.deepcopy(layer).cuda()
+    y = on_gpu(x.cuda())
+    y.sum().backward()
+    layer(x).sum().backward()
+    torch.testing.assert_close(y.cpu(), layer(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(on_gpu.weight.grad.cpu(), layer.weight.grad, rtol=1e-3, atol=1e-2)
+
+
+# -------------------------------------------------------------------- saving and copying
+
+
+def test_pickle_deepcopy_and_state_dict(layer, x):
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    for twin in (copy.deepcopy(layer), torch.load(buffer, weights_only=False)):
+        assert torch.equal(twin(x), layer(x))
+    other = copy.deepcopy(layer)
+    other.reset_parameters()
+    assert not torch.equal(other(x), layer(x))
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+
+
+def test_conv2d_checkpoints_load_and_are_loaded():
+    layer, conv = HarmonicConv2d(4, 6, 3), nn.Conv2d(4, 6, 3)
+    layer.load_state_dict(conv.state_dict())
+    conv.load_state_dict(layer.state_dict())
+
+
+# -------------------------------------------------------------------- the ecosystem
+
+
+@pytest.mark.parametrize("normalise", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+def test_weight_and_spectral_norm(normalise, layer, x):
+    layer.eval()
+    before = layer(x)
+    normalised = normalise(layer)
+    after = normalised(x)
+    after.sum().backward()
+    if normalise is nn.utils.parametrizations.weight_norm:
+        torch.testing.assert_close(after, before)
+    assert any("weight" in name for name, p in normalised.named_parameters() if p.grad is not None)
+
+
+def test_optimisers_fit_it(x):
+    torch.manual_seed(0)
+    teacher, student = (HarmonicConv2d(4, 2, 3, padding=1, anchor=(1, 2)) for _ in range(2))
+    target = teacher(x).detach()
+    optimiser = torch.optim.Adam(student.parameters(), 0.03)
+    losses = []
+    for _ in range(150):
+        optimiser.zero_grad()
+        loss = nn.functional.mse_loss(student(x), target)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.02 * losses[0]
+
+
+def test_vmap_over_weights_and_inputs(layer, x):
+    weights = torch.stack([layer.weight, 2 * layer.weight, -layer.weight]).detach()
+    batched = vmap(lambda w: functional_call(layer, {"weight": w}, (x,)))(weights)
+    for y, w in zip(batched, weights):
+        torch.testing.assert_close(y, functional_call(layer, {"weight": w}, (x,)))
+    per_sample = vmap(layer)(x)
+    torch.testing.assert_close(per_sample, layer(x))
+
+
+def test_forward_mode_and_per_sample_gradients(layer, x):
+    tangent = torch.randn_like(x)
+    _, along = jvp(layer, (x,), (tangent,))
+    expected = layer(tangent) - layer(torch.zeros_like(tangent))
+    torch.testing.assert_close(along, expected)
+    assert along.abs().max() > 0
+
+    def loss(weight, sample):
+        return functional_call(layer, {"weight": weight}, (sample,)).square().sum()
+
+    each = vmap(torch.func.grad(loss), (None, 0))(layer.weight.detach(), x)
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(each.sum(0), layer.weight.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_plans_made_inside_transforms_do_not_leak():
+    """A geometry first seen inside of vmap, grad or inference mode works outside afterwards."""
+    for frames, run in enumerate(
+        [
+            lambda f, x: vmap(f)(x),
+            lambda f, x: torch.func.grad(lambda t: f(t).sum())(x),
+            lambda f, x: jvp(f, (x,), (x,)),
+            lambda f, x: torch.inference_mode()(f)(x),
+            lambda f, x: torch.export.export(f, (x,)),
+        ]
+    ):
+        layer = HarmonicConv2d(1, 1, 3, anchor=3)
+        x = torch.randn(2, 1, 100 + frames, 5)  # a number of bins that no other test has
+        run(layer, x)
+        layer(x.requires_grad_()).sum().backward()
+        assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "lowering", "log lowering"])
+def test_compiles_to_one_graph(name, x):
+    modules = {
+        **LAYERS,
+        "lowering": lambda: HarmonicLowering(3, anchor=2),
+        "log lowering": lambda: LogHarmonicLowering(3, bins_per_octave=2),
+    }
+    module = modules[name]()
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(error_on_recompile=True), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), module(x))
+        compiled(x + 1)
+
+
+def test_the_function_compiles_to_one_graph(x):
+    weight = torch.randn(6, 4, 6, 3, requires_grad=True)
+
+    def call(x, weight):
+        return harmonic_conv2d(x, weight, padding=1, anchor=(1, 2)) + harmonic_conv2d(
+            x, weight, padding=1, anchor=(2, 3), origin=1
+        )
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, weight), call(x, weight))
+    compiled(x, weight).sum().backward()
+
+
+@pytest.mark.slow
+def test_compiles_with_inductor(x):
+    layer = HarmonicConv2d(4, 6, 3, padding=1, anchor=2)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    (expected,) = torch.autograd.grad(layer(x).square().sum(), layer.weight)
+    (got,) = torch.autograd.grad(compiled(x).square().sum(), layer.weight)
+    torch.testing.assert_close(got, expected)
+
+
+def test_export_runs_at_another_length(layer, x):
+    time = torch.export.Dim("time", min=8)  # a shorter input has no output, without padding
+    program = torch.export.export(layer, (x,), dynamic_shapes=({3: time},))
+    longer = torch.randn(2, 4, 16, 31)
+    torch.testing.assert_close(program.module()(longer), layer(longer))
+
+
+@pytest.mark.parametrize("name", ["harmonic", "anchors", "shifts"])
+def test_onnx_runs_at_another_length(name, x, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    layer = LAYERS[name]().eval()
+    path = tmp_path / "layer.onnx"
+    torch.onnx.export(
+        layer,
+        (x,),
+        path,
+        dynamo=True,
+        dynamic_shapes=({3: torch.export.Dim("time")},),
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    longer = torch.randn(2, 4, 16, 31)
+    (y,) = session.run(None, {session.get_inputs()[0].name: longer.numpy()})
+    torch.testing.assert_close(torch.from_numpy(y), layer(longer).detach(), rtol=1e-4, atol=1e-5)
+
+
+# -------------------------------------------------------------------- dead taps
+
+
+def test_a_dead_tap_warns_once_and_names_the_row():
+    layer = LogHarmonicConv2d(1, 1, 3, bins_per_octave=17)
+    x = torch.randn(1, 1, 20, 5)
+    with pytest.warns(DeadTapWarning, match=r"1 of 3 kernel rows .* row 2 \(reads bin f \+ 26.9"):
+        layer(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+    with pytest.warns(DeadTapWarning):
+        layer(x[:, :, :19])
