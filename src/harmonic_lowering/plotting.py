@@ -1,0 +1,119 @@
+"""Pictures; matplotlib is asked for only when one is drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .taps import FrequencyTaps
+
+__all__ = ["plot_taps"]
+
+
+def plot_taps(
+    taps: FrequencyTaps,
+    spectrogram: Tensor,
+    *,
+    output_bin: int | None = None,
+    output_frame: int | None = None,
+    kernel_frames: int = 3,
+    range_db: float = 70.0,
+    ax: Any = None,
+) -> Any:
+    """Draw where a kernel looks on a spectrogram.
+
+    Each kernel row is a box over the frames and the bin that it reads for one place of the output;
+    rows that read outside of the spectrogram are counted in the title.
+
+    Parameters
+    ----------
+    taps : FrequencyTaps
+        A layer's ``layer.taps``, or made by hand; ``FrequencyTaps.from_shifts((-1, 0, 1))`` is
+        where an ordinary 3-row kernel looks.
+    spectrogram : Tensor [shape=(F, T)]
+        Magnitudes, or a complex spectrum, to draw the kernel on. It need not be sound: zeros do.
+    output_bin, output_frame : int, optional
+        The place in the output. The loudest bin of the loudest frame if left out.
+    kernel_frames : int >= 1
+        Columns of the kernel.
+    range_db : float > 0
+        Range of the colours below the loudest bin.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on; a new figure if left out.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Save the picture with ``axes.figure.savefig(path)``.
+
+    Raises
+    ------
+    ValueError
+        If `spectrogram` is not (F, T).
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> axes = plot_taps(FrequencyTaps.harmonic(5, anchor=2), torch.rand(65, 40), output_bin=16)
+    >>> axes.get_title()
+    'all 5 rows read'
+    """
+    if spectrogram.ndim != 2 or 0 in spectrogram.shape:
+        raise ValueError(
+            "spectrogram must have shape (freq, time): one channel of one recording, "
+            f"got {tuple(spectrogram.shape)}"
+        )
+    level = spectrogram.detach().cpu().abs().to(torch.float32)
+    n_bins, n_frames = level.shape
+    if output_frame is None:
+        output_frame = int(level.square().sum(0).argmax())
+    if output_bin is None:
+        output_bin = int(level[:, output_frame].argmax())
+
+    if ax is None:
+        ax = _figure()(figsize=(7, 4.5), layout="constrained").subplots()
+    decibels = 20 * level.clamp_min(1e-10).log10()
+    top = float(decibels.max())
+    ax.imshow(
+        decibels.numpy(), origin="lower", aspect="auto", cmap="Greys", vmin=top - range_db, vmax=top
+    )
+    left = output_frame - kernel_frames / 2
+    positions = [float(taps.position(tap, output_bin)) for tap in range(len(taps))]
+    inside = [position for position in positions if 0 <= position <= n_bins - 1]
+    for position in inside:
+        # An outline one bin high, and a tick beside it that is visible at any size of picture.
+        ax.add_patch(_rectangle()((left, position - 0.5), kernel_frames, 1, fill=False, ec="C3"))
+        ax.plot([left - 1, left + kernel_frames + 1], [position] * 2, color="C3", lw=2, alpha=0.75)
+    ax.plot(output_frame, output_bin, "o", color="C0", ms=7, label="output")
+    outside = len(positions) - len(inside)
+    ax.set(
+        title=f"{outside} of {len(positions)} rows read outside and see zeros"
+        if outside
+        else f"all {len(positions)} rows read",
+        xlabel="frame",
+        ylabel="bin",
+        xlim=(-0.5, n_frames - 0.5),
+        ylim=(-0.5, n_bins - 0.5),
+    )
+    ax.legend(loc="upper right")
+    return ax
+
+
+def _figure() -> Any:
+    """Return matplotlib's Figure: it needs no window and touches no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except Exception as error:  # a broken installation raises more than ImportError
+        raise ImportError(
+            'pictures need matplotlib: pip install "harmonic-lowering[plot]"'
+        ) from error
+    return Figure
+
+
+def _rectangle() -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle
