@@ -30,9 +30,11 @@ test: $(READY) native ## run every test
 
 lint: $(READY) ## check style, format and types
 	@echo "== ruff check, ruff format --check, mypy --strict"
-	@$(PY) -m ruff check .
-	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy --strict src
+	@status=0; \
+	$(PY) -m ruff check --output-format=concise . || status=1; \
+	$(PY) -m ruff format --check . || status=1; \
+	$(PY) -m mypy --strict src || status=1; \
+	exit $$status
 
 bench: $(READY) native ## time the layer against its peers; needs a quiet machine
 	@$(PY) -m benchmarks $(ARGS)
