@@ -1,20 +1,57 @@
-"""What all tests share."""
+"""What every test shares: a seed, and a reason when something it needs is missing."""
 
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Callable
+
+import hypothesis
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
-# The same examples at every run, so that a red build can be repeated; no time is asserted.
-settings.register_profile(
-    "repeatable",
+# A deadline would be an assertion about time. CI tries the same examples every time.
+hypothesis.settings.register_profile(
+    "project",
     deadline=None,
-    derandomize=True,
+    derandomize=bool(os.environ.get("CI")),
+    print_blob=True,
     max_examples=60,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
-settings.load_profile("repeatable")
+hypothesis.settings.load_profile("project")
+
+
+def _accelerator() -> str | None:
+    return None if torch.accelerator.is_available() else "no accelerator here"
+
+
+def _peer() -> str | None:
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # a torchvision that does not fit its torch raises anything
+        return f"torchvision cannot be used: {error}"
+    return None
+
+
+def _browser() -> str | None:
+    return None if shutil.which("chromium") else "no chromium here"
+
+
+MISSING: dict[str, Callable[[], str | None]] = {
+    "gpu": _accelerator,
+    "peer": _peer,
+    "browser": _browser,
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker, reason in MISSING.items():
+        if item.get_closest_marker(marker) and (why := reason()):
+            pytest.skip(why)
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seed() -> None:
     torch.manual_seed(0)

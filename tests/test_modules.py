@@ -185,10 +185,10 @@ def test_meta_device():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda(layer, x):
-    on_gpu = copy.deepcopy(layer).cuda()
-    y = on_gpu(x.cuda())
+def test_an_accelerator_computes_the_same(layer, x):
+    device = torch.accelerator.current_accelerator()
+    on_gpu = copy.deepcopy(layer).to(device)
+    y = on_gpu(x.to(device))
     y.sum().backward()
     layer(x).sum().backward()
     torch.testing.assert_close(y.cpu(), layer(x), rtol=1e-3, atol=1e-3)

@@ -14,11 +14,11 @@ samples, rate = soundfile.read(next((root / "examples").glob("*.wav")), dtype="f
 spectrum = torch.stft(
     torch.from_numpy(samples), 1024, 128, window=torch.hann_window(1024), return_complex=True
 )
-voice = spectrum[:160, 170:270]  # a vowel, up to 2.5 kHz
+voice = spectrum[:64, 100:205]  # up to 1 kHz
 
 figure = Figure(figsize=(11, 4.2), layout="constrained")
 left, right = figure.subplots(1, 2, sharey=True)
-place = dict(output_bin=24, output_frame=50)
+place = dict(output_bin=12, output_frame=50)  # the 2nd harmonic of 94 Hz
 plot_taps(FrequencyTaps.from_shifts((-2, -1, 0, 1, 2)), voice, ax=left, **place)
 plot_taps(FrequencyTaps.harmonic(7, anchor=2), voice, ax=right, **place)
 left.set_title("Conv2d, 5 × 3: neighbouring bins")

@@ -1,0 +1,77 @@
+# The commands of this repository. They need Python 3.10 or newer and make, and never root.
+# Everything they install goes into .venv; run them again and they are quick.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+CORE := $(VENV)/.native-core
+CORE_SOURCES := $(wildcard src/harmonic_lowering/native/*.cpp)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench bench-peers native clean
+
+help: ## list these commands
+	@echo "make COMMAND, where COMMAND is one of"
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
+	@echo "ARGS=... is handed on: make test ARGS='-k taps', make bench ARGS=--help"
+
+demo: $(READY) native ## denoise the recording that ships with the package, and time the layer
+	@echo "== demo: add noise to a recording, denoise it, time the layer beside Conv2d"
+	@$(PY) examples/demo.py $(ARGS)
+
+# One thread a worker: two workers on two cores are faster than one worker on both.
+test: $(READY) native ## run every test
+	@echo "== tests, on all cores"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal $(ARGS)
+
+lint: $(READY) ## check style, format and types
+	@echo "== ruff check, ruff format --check, mypy --strict"
+	@status=0; \
+	$(PY) -m ruff check --output-format=concise . || status=1; \
+	$(PY) -m ruff format --check . || status=1; \
+	$(PY) -m mypy --strict src || status=1; \
+	exit $$status
+
+bench: $(READY) native ## time the layer against its peers; needs a quiet machine
+	@$(PY) -m benchmarks $(ARGS)
+
+# torchvision's deform_conv2d comes only with its own torch, so it gets an environment of its own.
+bench-peers: $(READY) ## install torchvision beside, in .venv-peers (several GB), for make bench
+	@echo "== a second environment in $(VENV)-peers, for torchvision's deform_conv2d"
+	@test -x $(VENV)-peers/bin/pip || $(PYTHON) -m venv $(VENV)-peers
+	@$(VENV)-peers/bin/python -m pip install --editable ".[bench]" torch==2.14.1 torchvision==0.29.1
+
+clean: ## remove the environments, caches and outputs
+	rm -rf $(VENV) $(VENV)-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment: made anew only when the files that describe it change.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "No '$(PYTHON)' here: install Python 3.10 or newer, or name yours: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or newer is needed, '$(PYTHON)' is older; name a newer one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "This Python cannot make environments, because its module ensurepip is missing:"; \
+	  echo "on Debian or Ubuntu install the package python3-venv, or name another Python: make PYTHON=/path/to/python"; exit 1; }
+	@echo "== building $(VENV) with $$($(PYTHON) --version) (the first time: a few minutes, most of it torch)"
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# The native core is optional: without a compiler, or when it does not build, all works, slower.
+native: $(if $(CORE_SOURCES),$(CORE)) ## build the optional native core, where there is a C++ compiler
+	@:
+
+$(CORE): $(CORE_SOURCES) $(READY)
+	@if command -v "$${CXX:-c++}" >/dev/null; then \
+	  echo "== building the native core"; \
+	  $(VENV)/bin/harmonic-lowering build-native || echo "The native core did not build; everything works without it, slower."; \
+	else \
+	  echo "== no C++ compiler here: going on without the native core, which is slower"; \
+	fi
+	@touch $@
