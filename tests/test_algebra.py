@@ -18,7 +18,7 @@ def test_linear_in_the_input_and_in_the_weight(engine, case, scale):
     (x1, w1, _), (x2, w2, _) = case.tensors(), case.tensors()
     x2, w2 = x2.flip(-1), w2.flip(0) + 1
     for a, b in [((x1, w1), (x2, w1)), ((x1, w1), (x1, w2))]:
-        mixed = [p if p is q else p + scale * q for p, q in zip(a, b)]
+        mixed = [p if p is q else p + scale * q for p, q in zip(a, b, strict=True)]
         expected = case.call(*a, None, engine) + scale * case.call(*b, None, engine)
         torch.testing.assert_close(case.call(*mixed, None, engine), expected)
 
@@ -55,7 +55,7 @@ def test_anchors_are_the_weighted_sum_of_their_convolutions(case):
     mixed = harmonic_conv2d(x, w, padding=1, anchor=(1, 3, 2), anchor_weight=amounts)
     apart = [
         amount * harmonic_conv2d(x, kernel, padding=1, anchor=n)
-        for amount, kernel, n in zip(amounts, w.chunk(3, dim=2), (1, 3, 2))
+        for amount, kernel, n in zip(amounts, w.chunk(3, dim=2), (1, 3, 2), strict=True)
     ]
     torch.testing.assert_close(mixed, sum(apart))
 

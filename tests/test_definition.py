@@ -26,7 +26,7 @@ def test_engine_follows_the_definition_in_float64(engine, case):
     expected, *expected_grads = solve(case, x, w, b, grad)
     y, grads = gradients(case, x, w, b, engine, grad)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
-    for got, wanted in zip(grads, expected_grads):
+    for got, wanted in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
@@ -39,7 +39,7 @@ def test_engine_follows_the_definition_in_float32(engine, name):
     expected = solve(case, x, w, b, grad)
     x, w, b = case.tensors(torch.float32)
     y, grads = gradients(case, x, w, b, engine, grad)
-    for got, wanted in zip((y, *grads), expected):
+    for got, wanted in zip((y, *grads), expected, strict=True):
         error = (got.double() - wanted).norm() / wanted.norm().clamp(min=1e-30)
         assert got.dtype == torch.float32
         assert error < 1e-5
@@ -47,7 +47,7 @@ def test_engine_follows_the_definition_in_float32(engine, name):
 
 # The bound is half a unit in the last place of each type, twice for the two roundings of the blend.
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 2**-8), (torch.float16, 2**-10)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-10)])
 @pytest.mark.parametrize("name", EVERY_ARGUMENT)
 def test_engine_follows_the_definition_in_half_types(engine, name, dtype, bound):
     case = EVERY_ARGUMENT[name]
@@ -57,7 +57,7 @@ def test_engine_follows_the_definition_in_half_types(engine, name, dtype, bound)
     up = [None if t is None else t.double() for t in (x, w, b)]
     expected = solve(case, *up, grad.to(dtype).double())
     y, grads = gradients(case, x, w, b, engine, grad.to(dtype))
-    for got, wanted in zip((y, *grads), expected):
+    for got, wanted in zip((y, *grads), expected, strict=True):
         assert got.dtype == dtype
         assert (got.double() - wanted).norm() <= 2 * bound * wanted.norm() + 1e-12
 
@@ -89,7 +89,7 @@ def test_engines_agree_at_a_size_that_people_use(engine, kind):
     expected, expected_grads = gradients(case, x, w, b, "reference", grad)
     y, grads = gradients(case, x, w, b, engine, grad)
     torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
-    for got, wanted in zip(grads, expected_grads):
+    for got, wanted in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-9)
 
 

@@ -65,7 +65,7 @@ CONSTRUCTION = [
 ]
 
 
-@pytest.mark.parametrize("make, message", CONSTRUCTION, ids=range(len(CONSTRUCTION)))
+@pytest.mark.parametrize(("make", "message"), CONSTRUCTION, ids=range(len(CONSTRUCTION)))
 def test_construction(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -76,7 +76,11 @@ CALLS = [
     (lambda: H(3, 4, 3)(X), ValueError, r"takes 3 channels, got an input of shape \(2, 4, 9, 8\)"),
     (lambda: H(4, 4, 3)(X[0, 0]), ValueError, r"got 2 dimensions: \(9, 8\)"),
     (lambda: H(4, 4, 3)(X[None]), ValueError, r"got 5 dimensions"),
-    (lambda: H(4, 4, 3)(X.long()), TypeError, r"floating-point dtype, got torch.int64.*\.float\(\)"),
+    (
+        lambda: H(4, 4, 3)(X.long()),
+        TypeError,
+        r"floating-point dtype, got torch.int64.*\.float\(\)",
+    ),
     (lambda: H(4, 4, 3)(X.cfloat()), TypeError, r"complex64: use torch.view_as_real"),
     (lambda: H(4, 4, 3)(X.double()), TypeError, r"same dtype, got torch.float64 and torch.float32"),
     (lambda: H(4, 4, 3)(X[:, :, :0]), ValueError, r"no frequency bins"),
@@ -94,7 +98,7 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize("call, error, message", CALLS, ids=range(len(CALLS)))
+@pytest.mark.parametrize(("call", "error", "message"), CALLS, ids=range(len(CALLS)))
 def test_call(call, error, message):
     with pytest.raises(error, match=message):
         call()

@@ -102,7 +102,7 @@ def test_module_and_function_agree(x):
         anchor_weight=layer.anchor_weight,
     )
     assert torch.equal(layer(x), expected)
-    axis = dict(out_log_scale=3.0, radix=2.0, anchor=2, interpolation="nearest")
+    axis = {"out_log_scale": 3.0, "radix": 2.0, "anchor": 2, "interpolation": "nearest"}
     log = LogHarmonicConv2d(4, 6, 3, padding=1, **axis)
     assert torch.equal(log(x), log_harmonic_conv2d(x, log.weight, log.bias, padding=1, **axis))
 
@@ -142,8 +142,7 @@ def test_repr_shows_what_is_not_default():
         "HarmonicConv2d(1, 2, kernel_size=(3, 5), stride=(1, 1), harmonics=(1, 2, 3), origin=1)"
     )
     assert repr(LogHarmonicConv2d(1, 2, 3, bins_per_octave=12, bias=False)) == (
-        "LogHarmonicConv2d(1, 2, kernel_size=(3, 3), stride=(1, 1), bias=False, "
-        "bins_per_octave=12)"
+        "LogHarmonicConv2d(1, 2, kernel_size=(3, 3), stride=(1, 1), bias=False, bins_per_octave=12)"
     )
 
 
@@ -220,7 +219,9 @@ def test_conv2d_checkpoints_load_and_are_loaded():
 # -------------------------------------------------------------------- the ecosystem
 
 
-@pytest.mark.parametrize("normalise", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize(
+    "normalise", [nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm]
+)
 def test_weight_and_spectral_norm(normalise, layer, x):
     layer.eval()
     before = layer(x)
@@ -250,7 +251,7 @@ def test_optimisers_fit_it(x):
 def test_vmap_over_weights_and_inputs(layer, x):
     weights = torch.stack([layer.weight, 2 * layer.weight, -layer.weight]).detach()
     batched = vmap(lambda w: functional_call(layer, {"weight": w}, (x,)))(weights)
-    for y, w in zip(batched, weights):
+    for y, w in zip(batched, weights, strict=True):
         torch.testing.assert_close(y, functional_call(layer, {"weight": w}, (x,)))
     per_sample = vmap(layer)(x)
     torch.testing.assert_close(per_sample, layer(x))

@@ -39,7 +39,9 @@ def test_the_originals_calls_run_verbatim_on_a_cpu():
 
 
 def test_positional_arguments_are_in_the_originals_order():
-    layer = harmonic_conv.SingleHarmonicConv2d(4, 6, 3, 2, (1, 2), (0, 1), (2, 3), 2, False, "zeros")
+    layer = harmonic_conv.SingleHarmonicConv2d(
+        4, 6, 3, 2, (1, 2), (0, 1), (2, 3), 2, False, "zeros"
+    )
     assert (layer.anchor, layer.stride, layer.padding) == (2, (1, 2), (0, 1))
     assert (layer.dilation, layer.groups, layer.bias) == ((1, 3), 2, None)
     log = harmonic_conv.SingleLogHarmonicConv2d(4, 6, 3, 12, 0.1, 2, 3)

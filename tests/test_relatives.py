@@ -65,7 +65,7 @@ def test_log_lowering_of_whole_shifts_is_librosas():
     np.testing.assert_allclose(lowered.numpy()[:, 12:-24], expected[:, 12:-24])
 
 
-@pytest.mark.parametrize("module, n_copies", [(HarmonicLowering(3, anchor=2), 3)])
+@pytest.mark.parametrize(("module", "n_copies"), [(HarmonicLowering(3, anchor=2), 3)])
 def test_channel_of_the_lowering_is_k_c_plus_c(module, n_copies):
     x = torch.randn(2, 4, 11, 3)
     lowered = module(x)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def test_rows_are_the_positions_of_live_bins(taps, n_bins, stride):
         assert list(rows.lower) == [math.floor(p) for p in positions]
         assert list(rows.weight) == [float(p - math.floor(p)) for p in positions]
         assert all(
-            low + bool(weight) <= n_bins - 1 for low, weight in zip(rows.lower, rows.weight)
+            low + bool(weight) <= n_bins - 1
+            for low, weight in zip(rows.lower, rows.weight, strict=True)
         )
 
 
@@ -61,7 +63,7 @@ def test_the_last_bin_counts():
 
 
 @pytest.mark.parametrize(
-    "typed, meant", [(1 / 3, Fraction(1, 3)), (0.1, Fraction(1, 10)), (2, Fraction(2))]
+    ("typed", "meant"), [(1 / 3, Fraction(1, 3)), (0.1, Fraction(1, 10)), (2, Fraction(2))]
 )
 def test_simple_floats_are_read_as_the_fraction_meant(typed, meant):
     assert FrequencyTaps.from_ratios([typed]).slopes == (meant,)
@@ -100,7 +102,7 @@ def test_octaves_are_whole_shifts():
 
 
 def test_in_log_scale_cancels():
-    axes = [dict(out_log_scale=50.0, in_log_scale=b, radix=3.0) for b in (None, 0.001, 7.0)]
+    axes = [{"out_log_scale": 50.0, "in_log_scale": b, "radix": 3.0} for b in (None, 0.001, 7.0)]
     assert len({FrequencyTaps.log_harmonic(5, 2, **axis) for axis in axes}) == 1
 
 
@@ -138,4 +140,6 @@ def test_a_pickle_of_taps_is_the_same_key_in_another_process():
         f"t = pickle.loads({pickle.dumps(taps)!r});"
         "assert {t: 1}[T.harmonic(3, (1, 2), interpolation='nearest')] == 1"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    # its own search path: the package need not be installed for its tests to run
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

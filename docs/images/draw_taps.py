@@ -18,10 +18,10 @@ voice = spectrum[:64, 100:205]  # up to 1 kHz
 
 figure = Figure(figsize=(11, 4.2), layout="constrained")
 left, right = figure.subplots(1, 2, sharey=True)
-place = dict(output_bin=12, output_frame=50)  # the 2nd harmonic of 94 Hz
-plot_taps(FrequencyTaps.from_shifts((-2, -1, 0, 1, 2)), voice, ax=left, **place)
+place = {"output_bin": 12, "output_frame": 87}  # the 2nd harmonic of 94 Hz
+plot_taps(FrequencyTaps.from_shifts(range(-3, 4)), voice, ax=left, **place)
 plot_taps(FrequencyTaps.harmonic(7, anchor=2), voice, ax=right, **place)
-left.set_title("Conv2d, 5 × 3: neighbouring bins")
+left.set_title("Conv2d, 7 × 3: neighbouring bins")
 right.set_title("HarmonicConv2d, 7 × 3, anchor 2: harmonics")
 right.set_ylabel("")
 figure.savefig(root / "docs/images/taps.png", dpi=110)

@@ -6,7 +6,7 @@ They are `Conv2d`'s, read for a kernel without neighbourhood in frequency, and t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,7 +82,7 @@ def time_padding(
 _named_taps = SimpleNamespace()
 
 
-@lru_cache(maxsize=None)
+@cache
 def _name(taps: FrequencyTaps) -> str:
     name = f"taps_{len(vars(_named_taps))}"
     setattr(_named_taps, name, taps)
@@ -111,7 +111,9 @@ def harmonic_taps(
 
     `n_rows` counts the rows of one anchor's kernel, or of all anchors' together.
     """
-    name = _linear(n_rows, as_anchors(anchor), harmonics, origin, interpolation, rows_of_all_anchors)
+    name = _linear(
+        n_rows, as_anchors(anchor), harmonics, origin, interpolation, rows_of_all_anchors
+    )
     return getattr(_named_taps, name)  # type: ignore[no-any-return]
 
 
@@ -142,7 +144,9 @@ def _remembered(name_taps: Callable[..., str]) -> Callable[..., str]:
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def asked(*arguments: Any) -> str:
         is_sequence = (isinstance(a, Iterable) and not isinstance(a, str) for a in arguments)
-        return remember(*(tuple(a) if s else a for a, s in zip(arguments, is_sequence)))
+        return remember(
+            *(tuple(a) if s else a for a, s in zip(arguments, is_sequence, strict=True))
+        )
 
     return asked  # type: ignore[no-any-return]
 

@@ -202,7 +202,8 @@ def harmonic_conv2d(
     .. [1] Z. Zhang, Y. Wang, C. Gan, J. Wu, J. B. Tenenbaum, A. Torralba, W. T. Freeman, "Deep
        Audio Priors Emerge From Harmonic Convolutional Networks", ICLR 2020.
     .. [2] H. Takeuchi, K. Kashino, Y. Ohishi, H. Saruwatari, "Harmonic Lowering for Accelerating
-       Harmonic Convolution for Audio Signals", Interspeech 2020, doi:10.21437/Interspeech.2020-3217.
+       Harmonic Convolution for Audio Signals", Interspeech 2020,
+       doi:10.21437/Interspeech.2020-3217.
 
     Examples
     --------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import engines
 from .arguments import IntPair, harmonic_taps, log_harmonic_taps, pair, time_only, time_padding
 from .functional import frequency_tap_conv2d, lower, mix_anchors
-from .taps import FrequencyTaps, Interpolation, Ratio, as_anchors, as_count
+from .taps import FrequencyTaps, Interpolation, Ratio, as_count
 
 __all__ = ["HarmonicConv2d", "HarmonicLowering", "LogHarmonicConv2d", "LogHarmonicLowering"]
 
@@ -128,7 +128,7 @@ class FrequencyTapConv2d(nn.Conv2d):
                 text += f", {name}={shown}"
         return text
 
-    _shown: dict[str, Any] = {}
+    _shown: ClassVar[dict[str, Any]] = {}
 
 
 class HarmonicConv2d(FrequencyTapConv2d):
@@ -213,7 +213,12 @@ class HarmonicConv2d(FrequencyTapConv2d):
     HarmonicConv2d(2, 16, kernel_size=(3, 3), stride=(1, 1), padding=(0, 1), anchor=2)
     """
 
-    _shown = {"anchor": 1, "harmonics": None, "origin": 0, "interpolation": "linear"}
+    _shown: ClassVar[dict[str, Any]] = {
+        "anchor": 1,
+        "harmonics": None,
+        "origin": 0,
+        "interpolation": "linear",
+    }
 
     def __init__(
         self,
@@ -306,7 +311,7 @@ class LogHarmonicConv2d(FrequencyTapConv2d):
     ['f', 'f + 36', 'f + 57.0587', 'f + 72', 'f + 83.5894']
     """
 
-    _shown = {
+    _shown: ClassVar[dict[str, Any]] = {
         "anchor": 1,
         "harmonics": None,
         "bins_per_octave": None,

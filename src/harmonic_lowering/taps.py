@@ -303,7 +303,7 @@ class FrequencyTaps:
         return _merged(self)
 
     def rows(self, n_bins: int, stride: int = 1) -> tuple[TapRows, ...]:
-        """Return what each tap reads, for the output bins 0, `stride`, 2·`stride`, …
+        """Return what each tap reads, for the output bins 0, `stride`, 2·`stride` and so on.
 
         The rows are counted in the output: output row i is bin ``i·stride`` of the input.
         """
@@ -380,12 +380,12 @@ def _rows(taps: FrequencyTaps, n_bins: int, stride: int) -> tuple[TapRows, ...]:
 
 @lru_cache(maxsize=512)
 def _merged(taps: FrequencyTaps) -> tuple[FrequencyTaps, tuple[int, ...]]:
-    distinct = {pair: None for pair in zip(taps.slopes, taps.offsets)}
+    distinct = dict.fromkeys(zip(taps.slopes, taps.offsets, strict=True))
     place = {pair: index for index, pair in enumerate(distinct)}
-    index = tuple(place[pair] for pair in zip(taps.slopes, taps.offsets))
+    index = tuple(place[pair] for pair in zip(taps.slopes, taps.offsets, strict=True))
     if len(distinct) == len(taps):
         return taps, index
-    slopes, offsets = zip(*distinct)
+    slopes, offsets = zip(*distinct, strict=True)
     return FrequencyTaps(slopes, offsets, taps.interpolation), index
 
 

@@ -54,9 +54,7 @@ ENGINES: dict[str, Convolve] = {
 def choose(engine: str) -> Choice:
     """Return the engine that a call with ``engine=engine`` uses, and why."""
     if engine == "auto":
-        return Choice(
-            "lowering", "it runs anywhere and is differentiable any number of times"
-        )
+        return Choice("lowering", "it runs anywhere and is differentiable any number of times")
     if engine not in ENGINES:
         raise ValueError(f"engine must be 'auto' or one of {list(ENGINES)}, got {engine!r}")
     return Choice(engine, "it was asked for")

@@ -66,7 +66,9 @@ def gather_plan(
     upper = list(lower)
     weight = [0.0] * len(lower)
     for tap, rows in enumerate(taps.rows(n_bins, stride)):
-        for row, source, blend in zip(range(rows.start, rows.stop), rows.lower, rows.weight):
+        for row, source, blend in zip(
+            range(rows.start, rows.stop), rows.lower, rows.weight, strict=True
+        ):
             place = tap * n_rows + row
             lower[place], weight[place] = source, blend
             if blend:
