@@ -18,6 +18,7 @@ from .modules import (
     LogHarmonicConv2d,
     LogHarmonicLowering,
 )
+from .plotting import plot_taps
 from .surgery import replace_conv2d
 from .taps import FrequencyTaps, origin_after_pooling
 
@@ -34,6 +35,7 @@ __all__ = [
     "log_harmonic_conv2d",
     "log_harmonic_lowering",
     "origin_after_pooling",
+    "plot_taps",
     "replace_conv2d",
 ]
 __version__ = "0.1.0"

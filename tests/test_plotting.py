@@ -1,0 +1,48 @@
+"""Pictures: what is drawn is where it should be."""
+
+import sys
+
+import pytest
+import torch
+
+from harmonic_lowering import FrequencyTaps, plot_taps
+
+
+def boxes(axes):
+    return sorted((p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in axes.patches)
+
+
+def test_a_box_lies_over_each_row_that_reads():
+    taps = FrequencyTaps.harmonic(4, anchor=2)
+    axes = plot_taps(taps, torch.rand(41, 30), output_bin=10, output_frame=20, kernel_frames=5)
+    assert boxes(axes) == [(17.5, y, 5, 1) for y in (4.5, 9.5, 14.5, 19.5)]
+    assert axes.get_title() == "all 4 rows read"
+    axes = plot_taps(taps, torch.rand(41, 30), output_bin=30)
+    assert len(axes.patches) == 2
+    assert axes.get_title() == "2 of 4 rows read outside and see zeros"
+
+
+def test_the_loudest_place_is_the_default():
+    spectrogram = torch.full((20, 9), 0.01)
+    spectrogram[7, 4] = 1
+    axes = plot_taps(FrequencyTaps.harmonic(1), spectrogram.to(torch.complex64))
+    assert boxes(axes) == [(2.5, 6.5, 3, 1)]
+
+
+def test_it_draws_on_given_axes_and_can_be_saved(tmp_path):
+    figure_module = pytest.importorskip("matplotlib.figure")
+    axes = figure_module.Figure().subplots()
+    assert plot_taps(FrequencyTaps.harmonic(3), torch.zeros(9, 9), ax=axes) is axes
+    axes.figure.savefig(tmp_path / "taps.png")
+    assert (tmp_path / "taps.png").stat().st_size > 1000
+
+
+def test_a_batch_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(freq, time\).* got \(1, 1, 9, 9\)"):
+        plot_taps(FrequencyTaps.harmonic(3), torch.zeros(1, 1, 9, 9))
+
+
+def test_without_matplotlib_the_call_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "harmonic-lowering\[plot\]"'):
+        plot_taps(FrequencyTaps.harmonic(3), torch.zeros(9, 9))
