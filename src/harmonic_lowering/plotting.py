@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .spectral import Stft
 from .taps import FrequencyTaps
 
-__all__ = ["plot_taps"]
+__all__ = ["plot_spectrograms", "plot_taps"]
 
 
 def plot_taps(
@@ -100,6 +102,48 @@ def plot_taps(
     )
     ax.legend(loc="upper right")
     return ax
+
+
+def plot_spectrograms(
+    waveforms: Mapping[str, Tensor], sample_rate: int, *, range_db: float = 80.0
+) -> Any:
+    """Draw spectrograms under each other, all on one scale of dB.
+
+    Parameters
+    ----------
+    waveforms : mapping of title to Tensor [shape=(L,) or (C, L)]
+        Powers of several channels are averaged.
+    sample_rate : int, Hz
+    range_db : float > 0
+        Range of the colours below the loudest bin of all.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it with ``figure.savefig(path)``; no window is opened and no global state is touched.
+    """
+    transform = Stft.for_rate(sample_rate)
+    levels = {}
+    for title, waveform in waveforms.items():
+        spectrum = transform(waveform if waveform.ndim == 2 else waveform[None])
+        levels[title] = 10 * spectrum.abs().square().mean(0).clamp_min(1e-20).log10()
+    loudest = max(float(level.max()) for level in levels.values())
+    figure = _figure()(figsize=(9, 2.7 * len(levels)), layout="constrained")
+    axes = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (title, waveform) in zip(axes, waveforms.items(), strict=True):
+        image = axis.imshow(
+            levels[title].cpu().numpy(),
+            origin="lower",
+            aspect="auto",
+            extent=(0, waveform.shape[-1] / sample_rate, 0, sample_rate / 2000),
+            vmin=loudest - range_db,
+            vmax=loudest,
+            cmap="magma",
+        )
+        axis.set(title=title, ylabel="frequency (kHz)")
+    axes[-1].set_xlabel("time (s)")
+    figure.colorbar(image, ax=list(axes), label="level (dB)")
+    return figure
 
 
 def _figure() -> Any:
