@@ -127,6 +127,10 @@ class Denoiser:
                 f"overlap_s must lie between 0 and half of segment_s ({self.segment_s / 2}), "
                 f"got {self.overlap_s}"
             )
+        if self.layer not in ("harmonic", "plain"):
+            raise ValueError(f'layer must be "harmonic" or "plain", got {self.layer!r}')
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be one or more positive integers, got {self.widths}")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -11,24 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..modules import HarmonicConv2d
+from ..taps import origin_after_pooling
 
-__all__ = ["SpectrogramUNet", "pooled_origin"]
-
-
-def pooled_origin(origin: Fraction, factor: int = 2) -> Fraction:
-    """Where frequency zero lies after average-pooling by `factor`: (o + (s−1)/2)/s.
-
-    Bin j stands for the frequency (j + o)·Δ. A pooled bin stands for the mean of its bins, so a
-    harmonic layer behind a pooling must be told, or it looks beside the harmonics.
-    """
-    return (origin + Fraction(factor - 1, 2)) / factor
+__all__ = ["SpectrogramUNet"]
 
 
 class SpectrogramUNet(nn.Module):
     """Encoder and decoder of single blocks with skip connections, one width per scale.
 
     Each block is a convolution of three taps by three frames, an instance normalisation and a
-    leaky rectifier. Each scale halves both axes.
+    leaky rectifier. Each scale halves both axes by averaging, which moves the bin of frequency zero;
+    every harmonic layer is told where it went.
 
     Parameters
     ----------
@@ -55,7 +48,7 @@ class SpectrogramUNet(nn.Module):
         super().__init__()
         origins = [Fraction(0)]
         for _ in widths[1:]:
-            origins.append(pooled_origin(origins[-1]))
+            origins.append(origin_after_pooling(origins[-1], 2))
         self.encoder = nn.ModuleList()
         channels = in_channels
         for width, origin in zip(widths, origins, strict=True):

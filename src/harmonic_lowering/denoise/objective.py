@@ -16,7 +16,8 @@ from torch import Tensor
 
 __all__ = ["estimate_noise", "negative_log_likelihood", "wiener_gain"]
 
-_QUANTILE = 0.1
+_SHAPE_QUANTILE = 0.1
+_START_QUANTILE = 0.05
 _THRESHOLD = 1.5
 _SWEEPS = 20
 
@@ -76,7 +77,7 @@ def estimate_noise(power: Tensor, band: int = 16) -> Tensor:
     loudness = power.sum(0)
     audible = power[:, loudness > 1e-10 * loudness.max()]  # pauses of digital silence tell nothing
     floor = 1e-12 * audible.mean()
-    shape = torch.quantile(audible, _QUANTILE, dim=1) / -math.log1p(-_QUANTILE)
+    shape = torch.quantile(audible, _SHAPE_QUANTILE, dim=1)
     shape = _smooth(shape.clamp_min(floor).log(), band // 2).exp()
 
     ratio = audible / shape[:, None]
@@ -93,13 +94,14 @@ def _truncated_mean(values: Tensor) -> Tensor:
     """Mean of the exponential distribution that the small values of each row come from."""
     reach = torch.linspace(0.02, 20, 4000, dtype=values.dtype, device=values.device)  # θ/N
     share = torch.expm1(reach).reciprocal() - reach.reciprocal()  # −E[P | P<θ]/θ, rising
-    mean = torch.ones(len(values), dtype=values.dtype, device=values.device)
+    # Begin at a low quantile: it is too high rather than too low, yet below any steady tones.
+    mean = torch.quantile(values, _START_QUANTILE, dim=1) / -math.log1p(-_START_QUANTILE)
     for _ in range(_SWEEPS):
         threshold = _THRESHOLD * mean
         small = values < threshold[:, None]
         average = (values * small).sum(1) / small.sum(1).clamp_min(1) / threshold
         found = torch.searchsorted(share, -average).clamp_max(len(reach) - 1)
-        # Bounded steps: the first thresholds may lie far outside the noise.
+        # Bounded steps: the first threshold may lie far outside the noise.
         mean = torch.clamp(threshold / reach[found], 0.7 * mean, 1.1 * mean)
     return mean
 

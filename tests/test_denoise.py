@@ -1,0 +1,244 @@
+"""The denoiser: it improves real sound, joins segments without a seam and harms nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harmonic_lowering.denoise import Denoiser, Progress, SpectrogramUNet
+from harmonic_lowering.denoise.denoiser import segment_bounds
+from harmonic_lowering.denoise.objective import (
+    estimate_noise,
+    negative_log_likelihood,
+    wiener_gain,
+)
+from harmonic_lowering.metrics import si_sdr
+from harmonic_lowering.modules import HarmonicConv2d
+from harmonic_lowering.spectral import Stft
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = {"steps": 2, "widths": (4, 4)}
+RATE = 16000
+
+
+def speech(seconds):
+    soundfile = pytest.importorskip("soundfile")
+    samples, rate = soundfile.read(EXAMPLES / "amiable.wav", dtype="float32")
+    assert rate == RATE
+    return torch.from_numpy(samples)[: round(seconds * rate)]
+
+
+def with_noise(clean, snr_db, seed=0):
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    return clean + noise * clean.norm() / noise.norm() * 10 ** (-snr_db / 20)
+
+
+# Noise level
+
+
+@pytest.mark.parametrize("tilt", [0.0, 1.0], ids=["white", "pink"])
+def test_noise_estimate_is_unbiased_on_noise(tilt):
+    generator = torch.Generator().manual_seed(1)
+    level = torch.arange(1, 514, dtype=torch.float64) ** -tilt
+    power = level[:, None] * torch.empty(513, 200).double().exponential_(generator=generator)
+    error_db = 10 * (estimate_noise(power) / level).log10()
+    assert abs(error_db[8:].mean()) < 0.2
+    assert error_db[8:].std() < 0.6
+
+
+def test_noise_estimate_looks_through_a_signal_that_never_pauses():
+    generator = torch.Generator().manual_seed(2)
+    power = torch.empty(513, 200).double().exponential_(generator=generator)
+    power[::3] += 50  # every third bin holds a loud steady tone
+    power[:, ::2] += 50  # every second frame a click
+    error_db = 10 * estimate_noise(power).log10()
+    quantile_db = 10 * (torch.quantile(power, 0.1, dim=1) / 0.10536).log10()
+    assert abs(error_db.mean()) < 1
+    assert quantile_db.mean() > 5  # what a plain low quantile says
+
+
+def test_noise_estimate_survives_digital_silence_and_scales():
+    generator = torch.Generator().manual_seed(3)
+    power = torch.empty(257, 90).double().exponential_(generator=generator)
+    gaps = torch.cat([power, torch.zeros(257, 200).double()], 1)
+    assert torch.allclose(estimate_noise(gaps), estimate_noise(power))
+    assert torch.allclose(estimate_noise(power * 1e-9), 1e-9 * estimate_noise(power))
+
+
+# Objective and network
+
+
+def test_likelihood_is_smallest_at_the_truth():
+    ratio = torch.tensor([1.5, 4.0, 90.0], dtype=torch.float64)
+    best = (ratio - 1).log()
+    least = negative_log_likelihood(ratio, best)
+    assert torch.isclose(least, (1 + ratio.log()).mean())
+    for step in (-0.1, 0.1):
+        assert negative_log_likelihood(ratio, best + step) > least
+    assert torch.allclose(wiener_gain(best), 1 - 1 / ratio)
+
+
+def test_each_scale_is_told_where_frequency_zero_lies():
+    network = SpectrogramUNet(2, 1, widths=(4, 4, 4))
+    origins = [float(m.origin) for m in network.modules() if isinstance(m, HarmonicConv2d)]
+    assert origins == [0, 0.25, 0.375, 0.25, 0]
+
+
+@pytest.mark.parametrize("shape", [(33, 10), (32, 9), (257, 1)])
+@pytest.mark.parametrize("layer", ["harmonic", "plain"])
+def test_network_keeps_the_shape(shape, layer):
+    assert SpectrogramUNet(3, 2, (4, 4, 4), layer)(torch.randn(1, 3, *shape)).shape == (1, 2, *shape)
+
+
+def test_layers_are_of_equal_size():
+    sizes = [
+        sum(p.numel() for p in SpectrogramUNet(8, 1, (16, 16), layer).parameters())
+        for layer in ("harmonic", "plain")
+    ]
+    assert sizes[0] == sizes[1]
+    with pytest.raises(ValueError, match='layer must be "harmonic" or "plain"'):
+        SpectrogramUNet(8, 1, (4, 4), "log")
+
+
+# Denoiser
+
+
+def test_it_improves_real_speech():
+    clean = speech(1.5)
+    noisy = with_noise(clean, 10)
+    result = Denoiser(steps=40, widths=(8, 8, 8))(noisy, RATE)
+    assert si_sdr(clean, result.waveform) > 3 + si_sdr(clean, noisy)
+
+
+def test_same_seed_same_bits_and_the_callers_random_state_is_left_alone():
+    noisy = with_noise(speech(0.5), 10)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = Denoiser(**SMALL)(noisy, RATE).waveform
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert torch.equal(Denoiser(**SMALL)(noisy, RATE).waveform, first)
+    assert not torch.equal(Denoiser(**SMALL, seed=1)(noisy, RATE).waveform, first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(8001,), (1, 8001), (2, 8001), (8, 2000)])
+def test_shape_and_dtype_are_kept_and_noise_is_the_rest(shape, dtype):
+    noisy = torch.randn(shape, dtype=dtype)
+    result = Denoiser(**SMALL)(noisy, RATE)
+    assert result.waveform.shape == shape
+    assert result.waveform.dtype == dtype
+    assert torch.allclose(result.waveform + result.noise, noisy, atol=1e-6)
+
+
+def test_channels_share_one_gain():
+    mono = with_noise(speech(0.5), 10)
+    pair = torch.stack([mono, -0.25 * mono])
+    clean = Denoiser(**SMALL)(pair, RATE).waveform
+    assert torch.allclose(clean[1], -0.25 * clean[0], atol=1e-6)
+    assert torch.allclose(clean[0], Denoiser(**SMALL)(mono, RATE).waveform, atol=1e-4)
+
+
+def test_a_dead_channel_stays_dead_and_changes_nothing():
+    mono = with_noise(speech(0.5), 10)
+    clean = Denoiser(**SMALL)(torch.stack([mono, torch.zeros_like(mono)]), RATE).waveform
+    assert not clean[1].any()
+    assert torch.allclose(clean[0], Denoiser(**SMALL)(mono, RATE).waveform, atol=1e-6)
+
+
+def test_silence_comes_back():
+    assert not Denoiser(**SMALL)(torch.zeros(2, 5000), RATE).waveform.any()
+
+
+def test_attenuation_limit_bounds_what_is_taken_away():
+    noise = torch.randn(RATE)
+    loss_db = {
+        limit: float(10 * (noise.square().mean() / result.waveform.square().mean()).log10())
+        for limit in (None, 6.0)
+        for result in [Denoiser(steps=30, widths=(4, 4), atten_lim=limit)(noise, RATE)]
+    }
+    assert loss_db[6.0] <= 6.01
+    assert loss_db[None] > loss_db[6.0] + 1
+
+
+def test_progress_counts_every_step_of_every_segment():
+    seen: list[Progress] = []
+    Denoiser(**SMALL, segment_s=0.5, overlap_s=0.1)(torch.randn(RATE), RATE, seen.append)
+    assert [(p.segment, p.step) for p in seen] == [(s, i) for s in (1, 2, 3) for i in (1, 2)]
+    assert {(p.segments, p.steps) for p in seen} == {(3, 2)}
+
+
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 199, 1000, 12345])
+def test_segments_cover_everything_and_overlap(length):
+    bounds = segment_bounds(length, 100, 20)
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == length
+    assert all(stop - start <= 100 for start, stop in bounds)
+    for (_, stop), (start, _) in zip(bounds, bounds[1:], strict=False):
+        assert stop - start == 20
+
+
+def test_segments_join_without_a_seam(monkeypatch):
+    # With one gain for everything, segments must give exactly what the whole gives.
+    monkeypatch.setattr(
+        Denoiser, "_fit", lambda self, ratio, report: torch.full_like(ratio, 0.5)
+    )
+    noisy = torch.randn(2, 3 * RATE + 17, dtype=torch.float64)
+    joined = Denoiser(segment_s=0.7, overlap_s=0.2)(noisy, RATE).waveform
+    assert torch.allclose(joined, 0.5 * noisy, atol=1e-12)
+
+
+def test_stream_reads_only_what_it_needs():
+    noisy = torch.randn(1, 2 * RATE)
+    spans = []
+
+    def read(start, stop):
+        spans.append((start, stop))
+        return noisy[:, start:stop]
+
+    denoiser = Denoiser(**SMALL, segment_s=0.5, overlap_s=0.1)
+    blocks = list(denoiser.stream(read, noisy.shape[1], RATE))
+    assert torch.equal(torch.cat(blocks, 1), denoiser(noisy, RATE).waveform)
+    assert len(blocks) == len(spans) == 5
+    assert max(stop - start for start, stop in spans) <= RATE // 2
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])
+def test_any_rate(rate):
+    assert Denoiser(**SMALL)(torch.randn(rate // 4), rate).waveform.shape == (rate // 4,)
+
+
+def test_transform_window_is_the_shortest_recording():
+    shortest = Stft.for_rate(RATE).n_fft
+    assert Denoiser(**SMALL)(torch.randn(shortest), RATE).waveform.shape == (shortest,)
+    with pytest.raises(ValueError, match=r"has 1023 samples, shorter than one window of 1024 \(64"):
+        Denoiser(**SMALL)(torch.randn(shortest - 1), RATE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"atten_lim": -3.0}, "atten_lim is a positive number of dB, got -3.0"),
+        ({"atten_lim": float("nan")}, "atten_lim is a positive number"),
+        ({"smoothing": 1.0}, r"smoothing must lie in \[0, 1\)"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"overlap_s": 6.0}, r"between 0 and half of segment_s \(5.0\), got 6.0"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used here"),
+        ({"layer": "log"}, 'layer must be "harmonic" or "plain"'),
+        ({"widths": ()}, "widths must"),
+    ],
+)
+def test_refuses_wrong_settings(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        Denoiser(**arguments)
+
+
+def test_refuses_wrong_sound():
+    denoiser = Denoiser(**SMALL)
+    with pytest.raises(ValueError, match=r"shape \(L,\) or \(C, L\), got \(1, 1, 5000\)"):
+        denoiser(torch.zeros(1, 1, 5000), RATE)
+    with pytest.raises(ValueError, match="not finite"):
+        denoiser(torch.full((5000,), float("nan")), RATE)
+    with pytest.raises(ValueError, match="sample_rate must be a positive"):
+        denoiser(torch.zeros(5000), 0)
