@@ -87,7 +87,11 @@ def test_each_scale_is_told_where_frequency_zero_lies():
 @pytest.mark.parametrize("shape", [(33, 10), (32, 9), (257, 1)])
 @pytest.mark.parametrize("layer", ["harmonic", "plain"])
 def test_network_keeps_the_shape(shape, layer):
-    assert SpectrogramUNet(3, 2, (4, 4, 4), layer)(torch.randn(1, 3, *shape)).shape == (1, 2, *shape)
+    assert SpectrogramUNet(3, 2, (4, 4, 4), layer)(torch.randn(1, 3, *shape)).shape == (
+        1,
+        2,
+        *shape,
+    )
 
 
 def test_layers_are_of_equal_size():
@@ -180,9 +184,7 @@ def test_segments_cover_everything_and_overlap(length):
 
 def test_segments_join_without_a_seam(monkeypatch):
     # With one gain for everything, segments must give exactly what the whole gives.
-    monkeypatch.setattr(
-        Denoiser, "_fit", lambda self, ratio, report: torch.full_like(ratio, 0.5)
-    )
+    monkeypatch.setattr(Denoiser, "_fit", lambda self, ratio, report: torch.full_like(ratio, 0.5))
     noisy = torch.randn(2, 3 * RATE + 17, dtype=torch.float64)
     joined = Denoiser(segment_s=0.7, overlap_s=0.2)(noisy, RATE).waveform
     assert torch.allclose(joined, 0.5 * noisy, atol=1e-12)

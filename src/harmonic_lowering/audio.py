@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .optional import need
+
 __all__ = ["AudioError", "AudioFormat", "AudioReader", "AudioWriter", "replacing"]
 
 _FLOATING = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
@@ -202,7 +204,9 @@ class AudioWriter:
         try:
             self._file.write(waveform.detach().cpu().T.contiguous().numpy())
         except (_soundfile().SoundFileError, OSError) as error:
-            raise AudioError(f"{self.path}: cannot be written, is the disk full? ({error})") from error
+            raise AudioError(
+                f"{self.path}: cannot be written, is the disk full? ({error})"
+            ) from error
 
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         try:
@@ -241,10 +245,4 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _soundfile() -> Any:
-    try:
-        import soundfile
-    except Exception as error:
-        raise ImportError(
-            "reading and writing sound needs soundfile: pip install 'harmonic-lowering[audio]'"
-        ) from error
-    return soundfile
+    return need("soundfile", "reading and writing sound", "harmonic-lowering[audio]")

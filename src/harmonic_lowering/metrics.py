@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .optional import need
+
 __all__ = ["pesq", "si_sdr", "stoi"]
 
 
@@ -63,9 +65,11 @@ def pesq(reference: Tensor, estimate: Tensor, sample_rate: int) -> float:
     sample_rate : int
         Must be 16000: resample first.
     """
-    package = _need("pesq")
+    package = need("pesq", "PESQ", "pesq")
     if sample_rate != 16000:
-        raise ValueError(f"wide-band PESQ is defined at 16000 Hz, got {sample_rate}: resample first")
+        raise ValueError(
+            f"wide-band PESQ is defined at 16000 Hz, got {sample_rate}: resample first"
+        )
     return float(package.pesq(16000, _array(reference), _array(estimate), "wb"))
 
 
@@ -78,7 +82,7 @@ def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float:
     sample_rate : int
         Any; resampled to 10 kHz inside.
     """
-    package = _need("pystoi")
+    package = need("pystoi", "STOI", "pystoi")
     return float(package.stoi(_array(reference), _array(estimate), sample_rate))
 
 
@@ -86,12 +90,3 @@ def _array(waveform: Tensor) -> Any:
     if waveform.ndim != 1:
         raise ValueError(f"expected one channel, shape (L,), got {tuple(waveform.shape)}")
     return waveform.detach().float().cpu().numpy()
-
-
-def _need(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise ImportError(f"this score needs the package {name}: pip install {name}") from error

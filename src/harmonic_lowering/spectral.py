@@ -104,9 +104,7 @@ class Stft:
             )
         # Mirrored to a whole number of hops, so that a frame is centred at or after the last
         # sample: otherwise one window's vanishing tail would be divided out there.
-        whole = F.pad(
-            waveform.reshape(-1, length), (0, -length % self.hop_length), mode="reflect"
-        )
+        whole = F.pad(waveform.reshape(-1, length), (0, -length % self.hop_length), mode="reflect")
         spectrum = torch.stft(
             whole,
             self.n_fft,

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..audio import AudioError, AudioReader, AudioWriter, replacing
 from ..denoise import Denoiser, Progress
+from ..optional import need
 
 _PLOTTED_S = 30.0  # of the beginning of a recording; more would not be seen
 
@@ -28,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
     default = Denoiser()
     parser.add_argument("inputs", nargs="+", metavar="INPUT", type=Path, help="sound file")
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="PATH",
+        "-o", "--output", metavar="PATH",
         help="file to write, or an existing folder (default: INPUT-denoised beside each input)",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite existing outputs")
@@ -82,20 +83,29 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 1 if failed else 0
 
 
-def _outputs(inputs: list[Path], output: Path | None) -> list[Path]:
+def _outputs(inputs: list[Path], output: str | None) -> list[Path]:
     """Name the output of each input."""
     if output is None:
         return [path.with_name(f"{path.stem}-denoised{path.suffix}") for path in inputs]
-    if output.is_dir():
-        return [output / path.name for path in inputs]
-    if len(inputs) > 1 or str(output).endswith(os.sep):
-        raise ValueError(f"--output {output}: no such folder; make it first (mkdir -p {output})")
-    if not output.parent.is_dir():
+    place = Path(output)
+    if place.is_dir():
+        return [place / path.name for path in inputs]
+    if len(inputs) > 1:
         raise ValueError(
-            f"--output {output}: there is no folder {output.parent}; "
-            f"make it first (mkdir -p {output.parent})"
+            f"--output {output}: several inputs need an existing folder; make it first "
+            f"(mkdir -p {output})"
         )
-    return [output]
+    if output.endswith(os.sep) or not place.suffix:
+        raise ValueError(
+            f"--output {output}: no such folder; make it first (mkdir -p {output}), or name a "
+            "file with its type, as .wav"
+        )
+    if not place.parent.is_dir():
+        raise ValueError(
+            f"--output {output}: there is no folder {place.parent}; make it first "
+            f"(mkdir -p {place.parent})"
+        )
+    return [place]
 
 
 def _denoise_file(
@@ -153,12 +163,7 @@ class _Bar:
 
     def __call__(self, progress: Progress) -> None:
         if self._bar is None:
-            try:
-                from tqdm import tqdm
-            except Exception as error:
-                raise ImportError(
-                    "the progress bar needs tqdm: pip install 'harmonic-lowering[audio]'"
-                ) from error
+            tqdm = need("tqdm", "the progress bar", "harmonic-lowering[audio]").tqdm
             self._bar = tqdm(
                 total=progress.segments * progress.steps,
                 desc=self.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -203,7 +204,9 @@ class Denoiser:
                 f"{transform.n_fft} ({1000 * transform.n_fft / sample_rate:.0f} ms)"
             )
         overlap = max(transform.n_fft, round(self.overlap_s * sample_rate))
-        bounds = segment_bounds(length, max(2 * overlap, round(self.segment_s * sample_rate)), overlap)
+        bounds = segment_bounds(
+            length, max(2 * overlap, round(self.segment_s * sample_rate)), overlap
+        )
         fade = (torch.arange(overlap) + 0.5) / overlap
         tail: Tensor | None = None
         for index, (start, stop) in enumerate(bounds):
@@ -242,7 +245,9 @@ class Denoiser:
             torch.manual_seed(self.seed)
             network = SpectrogramUNet(_NOISE_CHANNELS, 1, self.widths, self.layer)
             source = torch.randn(1, _NOISE_CHANNELS, *ratio.shape)
-        network, source, target = (x.to(self.device) for x in (network, source, ratio[None, None]))
+        network = network.to(self.device)
+        source = source.to(self.device)
+        target = ratio[None, None].to(self.device)
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         gain = torch.zeros_like(target)
         for step in range(1, self.steps + 1):
@@ -250,7 +255,7 @@ class Denoiser:
                 log_snr = network(source)
                 loss = negative_log_likelihood(target, log_snr)
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             gain.lerp_(wiener_gain(log_snr.detach()), 1 - self.smoothing)
             report(step, float(loss.detach()))
@@ -264,7 +269,7 @@ def segment_bounds(length: int, segment: int, overlap: int) -> list[tuple[int, i
         return [(0, length)]
     count = math.ceil((length - overlap) / (segment - overlap))
     edges = [round(i * (length - overlap) / count) for i in range(count + 1)]
-    return [(start, stop + overlap) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [(start, stop + overlap) for start, stop in itertools.pairwise(edges)]
 
 
 def _reporter(

@@ -20,8 +20,8 @@ class SpectrogramUNet(nn.Module):
     """Encoder and decoder of single blocks with skip connections, one width per scale.
 
     Each block is a convolution of three taps by three frames, an instance normalisation and a
-    leaky rectifier. Each scale halves both axes by averaging, which moves the bin of frequency zero;
-    every harmonic layer is told where it went.
+    leaky rectifier. Each scale halves both axes by averaging, which moves the place of frequency
+    zero; every harmonic layer is told where it went.
 
     Parameters
     ----------

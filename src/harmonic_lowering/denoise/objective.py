@@ -39,7 +39,7 @@ def negative_log_likelihood(power_ratio: Tensor, log_snr: Tensor) -> Tensor:
 
 
 def wiener_gain(log_snr: Tensor) -> Tensor:
-    r"""The gain ξ/(1+ξ) that minimises the expected squared error."""
+    r"""Give the gain ξ/(1+ξ) that minimises the expected squared error."""
     return torch.sigmoid(log_snr)
 
 
@@ -107,6 +107,6 @@ def _truncated_mean(values: Tensor) -> Tensor:
 
 
 def _smooth(values: Tensor, reach: int) -> Tensor:
-    """Moving average over 2·reach+1 bins, mirrored at the ends."""
+    """Average over 2·reach+1 bins, mirrored at the ends."""
     padded = F.pad(values[None, None], (reach, reach), mode="reflect")
     return F.avg_pool1d(padded, 2 * reach + 1, 1)[0, 0]
