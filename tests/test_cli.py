@@ -197,19 +197,21 @@ def test_no_command_is_wrong_usage(capsys):
 def test_interrupted_it_leaves_no_partial_file(noisy, tmp_path, number, status):
     program = "import sys; from harmonic_lowering.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["denoise", str(noisy), "-o", str(tmp_path / "out.wav"), "--steps", "100000"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not any(name.endswith(".part") for name in os.listdir(tmp_path)):
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < deadline, "it never began to write"
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1] / "src")}
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        stderr=subprocess.PIPE, text=True, env=environment,
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while not any(name.endswith(".part") for name in os.listdir(tmp_path)):
+                assert process.poll() is None, process.stderr.read()
+                assert time.monotonic() < deadline, "it never began to write"
+                time.sleep(0.05)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == status
     assert "Traceback" not in errors
     assert os.listdir(tmp_path) == ["noisy.wav"]
