@@ -192,6 +192,21 @@ def test_no_command_is_wrong_usage(capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
+def test_a_missing_package_is_named_before_the_work(noisy, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    refused(capsys, 1, "pip install 'harmonic-lowering[plot]'", noisy, "--plot")
+    assert os.listdir(noisy.parent) == ["noisy.wav"]
+
+
+def test_a_failure_of_the_disk_is_one_sentence(noisy, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused(capsys, 1, "cannot be written (No space left on device)", noisy)
+    assert os.listdir(noisy.parent) == ["noisy.wav"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_it_leaves_no_partial_file(noisy, tmp_path, number, status):

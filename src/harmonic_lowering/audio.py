@@ -237,9 +237,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise AudioError(f"{path}: may not be written there ({error.strerror})") from error
     try:
         yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        try:
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError as error:
+            raise AudioError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -65,6 +65,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         outputs = _outputs(arguments.inputs, arguments.output)
     except ValueError as error:
         parser.error(str(error))
+    if arguments.plot:
+        need("matplotlib.figure", "drawing pictures", "harmonic-lowering[plot]")  # not at the end
     failed = 0
     written: set[Path] = set()
     for source, target in zip(arguments.inputs, outputs, strict=True):
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                 raise AudioError(f"{source}: another input was already written to {target}")
             _denoise_file(denoiser, source, target, arguments)
             written.add(target)
-        except (AudioError, ValueError) as error:
+        except (AudioError, ValueError, OSError) as error:
             text = str(error)
             failed += 1
             named = text if text.startswith((str(source), str(target))) else f"{source}: {text}"

@@ -18,6 +18,7 @@ from .objective import estimate_noise, negative_log_likelihood, wiener_gain
 __all__ = ["Denoised", "Denoiser", "Progress", "segment_bounds"]
 
 _NOISE_CHANNELS = 8  # of the network's fixed input
+_WARM_UP = 8  # steps
 _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB says no more about the gain, only upsets the fit
 
 
@@ -71,7 +72,8 @@ class Denoiser:
     widths : tuple of int >= 1
         Channels of the network at each scale.
     learning_rate : float > 0
-        Adam's.
+        Adam's largest; it rises over the first steps and falls to zero with a cosine, so that the
+        end of a run is calm whatever its number of steps.
     smoothing : float in [0, 1)
         Share of the past in the moving average of the gains over the steps.
     segment_s, overlap_s : float, 0 < overlap_s <= segment_s / 2
@@ -103,13 +105,13 @@ class Denoiser:
     (torch.Size([8000]), True)
     """
 
-    steps: int = 100
+    steps: int = 150
     seed: int = 0
     device: str = "cpu"
     atten_lim: float | None = None
     layer: str = "harmonic"
     widths: tuple[int, ...] = (16, 16, 16)
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     smoothing: float = 0.9
     segment_s: float = 10.0
     overlap_s: float = 1.0
@@ -251,6 +253,7 @@ class Denoiser:
         optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         gain = torch.zeros_like(target)
         for step in range(1, self.steps + 1):
+            optimiser.param_groups[0]["lr"] = self.learning_rate * _rate_at(step, self.steps)
             with torch.enable_grad():
                 log_snr = network(source)
                 loss = negative_log_likelihood(target, log_snr)
@@ -261,6 +264,11 @@ class Denoiser:
             report(step, float(loss.detach()))
         # The average began at zero: divide by the weight it holds by now.
         return (gain / (1 - math.pow(self.smoothing, self.steps)))[0, 0].cpu()
+
+
+def _rate_at(step: int, steps: int) -> float:
+    """Share of the learning rate at `step` in 1..steps: a short rise, then half a cosine."""
+    return min(1.0, step / _WARM_UP) * (1.02 + math.cos(math.pi * (step - 1) / steps)) / 2
 
 
 def segment_bounds(length: int, segment: int, overlap: int) -> list[tuple[int, int]]:
