@@ -1,0 +1,253 @@
+"""The paper's method without its tensor: a few batch items at a time, live rows only, recomputed.
+
+Stock operations, on any device. Against `lowering` it
+
+- leaves out dead rows: a tap with a > 1 reads nothing above bin (F − 1)/a. Bands of output rows
+  with the same living taps are ordinary convolutions with fewer channels;
+- convolves first and interpolates afterwards where that takes fewer rows (a < 1), which gives the
+  same result, because the kernel acts on channels and time and the interpolation on frequency;
+- works channels last, where convolutions are fastest, in slabs that stay in the cache;
+- keeps nothing for the backward pass but its arguments, and computes each slab again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..taps import FrequencyTaps, TapRows
+from .handover import Geometry, autocast, differentiable_again, hands_over, memory_format
+from .plans import cached_on_device
+
+__all__ = ["convolve", "why_not"]
+
+# What the slabs of one step may take. A CPU's cache holds a few MB; an accelerator wants much work
+# at a time and has the memory for it.
+SLAB_BYTES = {"cpu": 8 << 20}
+SLAB_BYTES_ELSEWHERE = 256 << 20
+# A band of its own for less than this share of the rows costs more calls than it saves work.
+SMALLEST_BAND = 1 / 24
+
+
+def why_not(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Return what keeps this engine from running this call itself, or None."""
+    tensors = [input, weight] if bias is None else [input, weight, bias]
+    if any(tensor.dtype != input.dtype for tensor in tensors):
+        return f"the dtypes differ: {[str(tensor.dtype) for tensor in tensors]}"
+    return hands_over(*tensors)
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    taps: FrequencyTaps,
+    stride: tuple[int, int] = (1, 1),
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolve slab by slab; the formula is `engines.reference.convolve`'s.
+
+    What it cannot do (a transform, tracing) it hands over to `lowering`, second derivatives too.
+    """
+    geometry = Geometry(taps, stride, padding, dilation, groups)
+    input, weight, bias = autocast(input, weight, bias)
+    if why_not(input, weight, bias):
+        return geometry.lowering(input, weight, bias)
+    return _Convolution.apply(input, weight, bias, geometry)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight, bias)
+        ctx.geometry = geometry
+        output = torch.empty(
+            geometry.output_shape(input, weight),
+            dtype=input.dtype,
+            device=input.device,
+            memory_format=memory_format(input, weight),
+        )
+        for items in _steps(input, weight):
+            output[items] = _slab(input[items], weight, bias, geometry)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        input, weight, bias = ctx.saved_tensors
+        geometry, needs = ctx.geometry, ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            return *differentiable_again(geometry, needs, input, weight, bias, grad), None
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        grad_input = torch.empty_like(input) if needs[0] else None
+        sums = [
+            torch.zeros_like(tensor, dtype=wide) if need else None
+            for tensor, need in ((weight, needs[1]), (bias, needs[2]))
+        ]
+        weight, bias = (
+            None if tensor is None else tensor.detach().requires_grad_(need)
+            for tensor, need in ((weight, needs[1]), (bias, needs[2]))
+        )
+        for items in _steps(input, weight):
+            x = input[items].detach().requires_grad_(needs[0])
+            wanted = [t for t, need in zip((x, weight, bias), needs, strict=False) if need]
+            with torch.enable_grad():
+                output = _slab(x, weight, bias, geometry)
+            found = iter(
+                torch.autograd.grad(
+                    output, wanted, grad[items], allow_unused=True, materialize_grads=True
+                )
+            )
+            if grad_input is not None:
+                grad_input[items] = next(found)
+            for total in sums:
+                if total is not None:
+                    total += next(found)
+        narrow = [None if total is None else total.to(input.dtype) for total in sums]
+        return grad_input, *narrow, None
+
+
+def _steps(input: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Divide the batch so that what all taps read of one part fits the cache, if it can."""
+    allowed = SLAB_BYTES.get(input.device.type, SLAB_BYTES_ELSEWHERE)
+    one = input[0].numel() * input.element_size() * weight.shape[2]
+    items = max(1, allowed // one)
+    for start in range(0, input.shape[0], items):
+        yield slice(start, min(start + items, input.shape[0]))
+
+
+def _slab(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Convolve some batch items, in differentiable stock operations."""
+    taps, (frequency_stride, _), groups = geometry.taps, geometry.stride, geometry.groups
+    n_bins, device = input.shape[2], input.device
+    plan = layout(taps, n_bins, frequency_stride)
+    # (B, F + 1, T, C): channels last whatever the input is, and a row of zeros for what is dead
+    rows = F.pad(input.permute(0, 2, 3, 1), (0, 0, 0, 0, 0, 1))
+
+    def convolve(slab: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(
+            slab.permute(0, 3, 1, 2),
+            kernel,
+            bias,
+            (1, geometry.stride[1]),
+            (0, geometry.padding),
+            (1, geometry.dilation),
+            groups,
+        )
+
+    bands = []
+    for band in plan.bands:
+        parts = []
+        for tap in band.taps:
+            lower, upper, blend = read_plan(
+                taps, device, n_bins, frequency_stride, tap, band.start, band.stop
+            )
+            parts.append(_read(rows, 1, lower, upper, blend))
+        if not parts:  # rows that nothing is read for still get the bias
+            parts = [torch.zeros_like(rows[:, band.start : band.stop])]
+        kernel = weight[:, :, list(band.taps or (0,))]
+        # group after group, and in each of them the channels of one tap after another's
+        slab = torch.stack([part.unflatten(-1, (groups, -1)) for part in parts], -2).flatten(-3)
+        bands.append(convolve(slab, kernel.transpose(1, 2).flatten(1, 2).unsqueeze(2), bias))
+    output = bands[0] if len(bands) == 1 else torch.cat(bands, 2)
+
+    for tap, start, stop in plan.convolved_first:
+        live, sources = taps.rows(n_bins, frequency_stride)[tap], slice(start, stop)
+        done = convolve(rows[:, sources], weight[:, :, tap].unsqueeze(2), None)
+        lower, upper, blend = read_plan(
+            taps, device, n_bins, frequency_stride, tap, live.start, live.stop
+        )
+        above = None if upper is None else upper - start
+        read = _read(done, 2, lower - start, above, blend[..., 0])
+        output[:, :, live.start : live.stop] += read
+    return output
+
+
+def _read(rows: Tensor, dim: int, lower: Tensor, upper: Tensor | None, blend: Tensor) -> Tensor:
+    """Read rows along `dim`, blended with those above."""
+    read = rows.index_select(dim, lower)
+    if upper is None:
+        return read
+    blend = blend.to(rows.dtype if rows.dtype == torch.float64 else torch.float32)
+    above = rows.index_select(dim, upper)
+    return torch.lerp(read.to(blend.dtype), above.to(blend.dtype), blend).to(rows.dtype)
+
+
+# -------------------------------------------------------------------- the plan
+
+
+class Band(NamedTuple):
+    """Output rows `start` … `stop` − 1, and the taps that are blended before they are convolved."""
+
+    start: int
+    stop: int
+    taps: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """The bands, and (tap, first source row, end of the source rows) of the other taps."""
+
+    bands: tuple[Band, ...]
+    convolved_first: tuple[tuple[int, int, int], ...]
+
+
+@lru_cache(maxsize=256)
+def layout(taps: FrequencyTaps, n_bins: int, stride: int) -> Layout:
+    """Divide the work of a geometry into bands and taps that are convolved first."""
+    n_rows = -(-n_bins // stride)
+    plan = taps.rows(n_bins, stride)
+    convolved_first = []
+    for tap, rows in enumerate(plan):
+        start, stop = _sources(rows)
+        if stop - start < rows.stop - rows.start:
+            convolved_first.append((tap, start, stop))
+    first = {tap for tap, _, _ in convolved_first}
+    others = [(tap, rows) for tap, rows in enumerate(plan) if tap not in first]
+    edges = sorted({0, n_rows, *(e for _, rows in others for e in (rows.start, rows.stop))})
+    kept = [0]
+    for edge in edges:
+        if edge - kept[-1] >= max(1, n_rows * SMALLEST_BAND) and edge < n_rows:
+            kept.append(edge)
+    bands = []
+    for start, stop in zip(kept, [*kept[1:], n_rows], strict=True):
+        living = tuple(tap for tap, rows in others if rows.start < stop and rows.stop > start)
+        bands.append(Band(start, stop, living))
+    return Layout(tuple(bands), tuple(convolved_first))
+
+
+def _sources(rows: TapRows) -> tuple[int, int]:
+    if not rows.lower:
+        return 0, 0
+    return rows.lower[0], rows.lower[-1] + (2 if rows.weight[-1] else 1)
+
+
+@cached_on_device
+def read_plan(
+    taps: FrequencyTaps, n_bins: int, stride: int, tap: int, start: int, stop: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return the lower and upper source row and the upper's weight for some output rows.
+
+    What is not read points at row `n_bins`, which holds zeros.
+    """
+    rows = taps.rows(n_bins, stride)[tap]
+    lower, upper, weight = [], [], []
+    for row in range(start, stop):
+        lives = rows.start <= row < rows.stop
+        source = rows.lower[row - rows.start] if lives else n_bins
+        blend = rows.weight[row - rows.start] if lives else 0.0
+        lower.append(source)
+        upper.append(source + 1 if blend else source)
+        weight.append(blend)
+    return (
+        torch.tensor(lower),
+        torch.tensor(upper) if any(weight) else None,
+        torch.tensor(weight, dtype=torch.float64)[:, None, None],
+    )

@@ -1,0 +1,117 @@
+"""What the engines with a backward of their own share: when to hand over to `lowering`, and how.
+
+Such an engine is opaque to autograd's transforms. Asked for what only stock operations can do, it
+lets `lowering` compute the call, which gives the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from ..taps import FrequencyTaps
+from . import lowering
+
+__all__ = ["Geometry", "autocast", "differentiable_again", "hands_over", "memory_format"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The arguments of an engine that are not tensors."""
+
+    taps: FrequencyTaps
+    stride: tuple[int, int]
+    padding: int
+    dilation: int
+    groups: int
+
+    def lowering(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute the call by `lowering`."""
+        return lowering.convolve(
+            input,
+            weight,
+            bias,
+            self.taps,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+
+    def output_shape(self, input: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        """Return (B, O, F', T')."""
+        batch, _, bins, frames = input.shape
+        span = self.dilation * (weight.shape[3] - 1) + 1
+        return (
+            batch,
+            weight.shape[0],
+            -(-bins // self.stride[0]),
+            (frames + 2 * self.padding - span) // self.stride[1] + 1,
+        )
+
+
+def hands_over(*tensors: Tensor) -> str | None:
+    """Return why a call needs stock operations, whatever the engine, or None."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "compilers and exporters need stock operations"
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "torch.func transforms need stock operations"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation needs stock operations"
+    if _get_current_dispatch_mode() is not None:
+        return "a dispatch mode wants to see stock operations"
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, torch.nn.Parameter):
+            return f"a {type(tensor).__name__} may give operations a meaning of its own"
+        if tensor.layout != torch.strided or tensor.device.type == "meta":
+            return f"a {tensor.layout} tensor on {tensor.device} has no memory to work on"
+        if tensor.numel() == 0:
+            return "there is nothing to compute"
+    return None
+
+
+def autocast(
+    input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cast the tensors where `conv2d` would: within autocast, all but float64."""
+    device = input.device.type
+    if not torch.is_autocast_enabled(device):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+    return cast(input), cast(weight), bias if bias is None else cast(bias)
+
+
+def differentiable_again(
+    geometry: Geometry,
+    needs: Sequence[bool],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients as differentiable functions of the tensors, by way of `lowering`."""
+    wanted = [
+        tensor
+        for tensor, need in zip((input, weight, bias), needs, strict=False)
+        if need and tensor is not None
+    ]
+    output = geometry.lowering(input, weight, bias)
+    found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
+    return tuple(next(found) if need else None for need in needs[:3])  # type: ignore[return-value]
+
+
+def memory_format(*tensors: Tensor) -> torch.memory_format:
+    """Return what `Conv2d` returns: channels last if the input or the weight is."""
+    for tensor in tensors:
+        if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+    return torch.contiguous_format
