@@ -11,6 +11,8 @@ import hypothesis
 import pytest
 import torch
 
+from harmonic_lowering import native
+
 # A deadline would be an assertion about time. CI tries the same examples every time.
 hypothesis.settings.register_profile(
     "project",
@@ -50,6 +52,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker, reason in MISSING.items():
         if item.get_closest_marker(marker) and (why := reason()):
             pytest.skip(why)
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    if "native" in parameters.values() and (why := native.why_not_loaded()):
+        pytest.skip(why)
 
 
 @pytest.fixture(autouse=True)

@@ -85,7 +85,7 @@ def frequency_tap_conv2d(
         As in `conv2d`.
     taps : FrequencyTaps
         Where the kernel's rows read.
-    engine : {"auto", "lowering", "reference"}
+    engine : {"auto", "native", "blocked", "lowering", "reference"}
         How to compute it; see `harmonic_lowering.engines`. All give the same result.
 
     Returns
@@ -128,7 +128,7 @@ def frequency_tap_conv2d(
         )
     _warn_of_dead_taps(taps, input.shape[-2])
 
-    convolve = engines.ENGINES[engines.choose(engine).engine]
+    convolve = engines.ENGINES[engines.choose(engine, input, weight, bias).engine]
     distinct = merged_taps(taps)
     if len(distinct) < len(taps):
         (index,) = _merge_plan(taps, weight.device)

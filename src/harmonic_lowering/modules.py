@@ -98,7 +98,7 @@ class FrequencyTapConv2d(nn.Conv2d):
 
     def engine_for(self, input: Tensor) -> engines.Choice:
         """Return the engine that this layer would use for `input`, and why."""
-        return engines.choose(self.engine)
+        return engines.choose(self.engine, input, self.weight, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if input.ndim in (3, 4) and input.shape[-3] != self.in_channels:

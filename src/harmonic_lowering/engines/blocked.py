@@ -21,7 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..taps import FrequencyTaps, TapRows
-from .handover import Geometry, autocast, differentiable_again, hands_over, memory_format
+from .handover import (
+    Geometry,
+    autocast,
+    computes_in,
+    differentiable_again,
+    hands_over,
+    memory_format,
+)
 from .plans import cached_on_device
 
 __all__ = ["convolve", "why_not"]
@@ -37,7 +44,7 @@ SMALLEST_BAND = 1 / 24
 def why_not(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Return what keeps this engine from running this call itself, or None."""
     tensors = [input, weight] if bias is None else [input, weight, bias]
-    if any(tensor.dtype != input.dtype for tensor in tensors):
+    if len({computes_in(tensor) for tensor in tensors}) > 1:
         return f"the dtypes differ: {[str(tensor.dtype) for tensor in tensors]}"
     return hands_over(*tensors)
 
@@ -65,7 +72,7 @@ def convolve(
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     ) -> Tensor:
         ctx.save_for_backward(input, weight, bias)
@@ -81,7 +88,7 @@ class _Convolution(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias = ctx.saved_tensors
         geometry, needs = ctx.geometry, ctx.needs_input_grad
         if torch.is_grad_enabled():
@@ -92,10 +99,8 @@ class _Convolution(torch.autograd.Function):
             torch.zeros_like(tensor, dtype=wide) if need else None
             for tensor, need in ((weight, needs[1]), (bias, needs[2]))
         ]
-        weight, bias = (
-            None if tensor is None else tensor.detach().requires_grad_(need)
-            for tensor, need in ((weight, needs[1]), (bias, needs[2]))
-        )
+        weight = weight.detach().requires_grad_(needs[1])
+        bias = bias if bias is None else bias.detach().requires_grad_(needs[2])
         for items in _steps(input, weight):
             x = input[items].detach().requires_grad_(needs[0])
             wanted = [t for t, need in zip((x, weight, bias), needs, strict=False) if need]
@@ -155,7 +160,8 @@ def _slab(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
             parts = [torch.zeros_like(rows[:, band.start : band.stop])]
         kernel = weight[:, :, list(band.taps or (0,))]
         # group after group, and in each of them the channels of one tap after another's
-        slab = torch.stack([part.unflatten(-1, (groups, -1)) for part in parts], -2).flatten(-3)
+        slab = torch.stack([part.view(*part.shape[:3], groups, -1) for part in parts], -2)
+        slab = slab.flatten(-3)
         bands.append(convolve(slab, kernel.transpose(1, 2).flatten(1, 2).unsqueeze(2), bias))
     output = bands[0] if len(bands) == 1 else torch.cat(bands, 2)
 

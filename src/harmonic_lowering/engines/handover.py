@@ -17,7 +17,14 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from ..taps import FrequencyTaps
 from . import lowering
 
-__all__ = ["Geometry", "autocast", "differentiable_again", "hands_over", "memory_format"]
+__all__ = [
+    "Geometry",
+    "autocast",
+    "computes_in",
+    "differentiable_again",
+    "hands_over",
+    "memory_format",
+]
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Geometry:
 
 def hands_over(*tensors: Tensor) -> str | None:
     """Return why a call needs stock operations, whatever the engine, or None."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return "compilers and exporters need stock operations"
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "torch.func transforms need stock operations"
@@ -79,15 +86,17 @@ def autocast(
     input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast the tensors where `conv2d` would: within autocast, all but float64."""
-    device = input.device.type
-    if not torch.is_autocast_enabled(device):
-        return input, weight, bias
-    dtype = torch.get_autocast_dtype(device)
+    tensors = (input, weight, bias)
+    return tuple(t if t is None else t.to(computes_in(t)) for t in tensors)  # type: ignore[return-value]
 
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
-    return cast(input), cast(weight), bias if bias is None else cast(bias)
+def computes_in(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which a tensor takes part: within autocast, not its own."""
+    device = tensor.device.type
+    known = torch.amp.is_autocast_available(device)
+    if tensor.dtype == torch.float64 or not known or not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def differentiable_again(

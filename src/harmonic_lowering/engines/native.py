@@ -18,7 +18,14 @@ from torch import Tensor
 
 from .. import native
 from ..taps import FrequencyTaps
-from .handover import Geometry, autocast, differentiable_again, hands_over, memory_format
+from .handover import (
+    Geometry,
+    autocast,
+    computes_in,
+    differentiable_again,
+    hands_over,
+    memory_format,
+)
 
 __all__ = ["convolve", "why_not"]
 
@@ -30,7 +37,8 @@ def why_not(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     tensors = [input, weight] if bias is None else [input, weight, bias]
     if not all(tensor.device.type == "cpu" for tensor in tensors):
         return f"the native core runs on the CPU, and input is on {input.device}"
-    if any(tensor.dtype != input.dtype for tensor in tensors) or input.dtype not in DTYPES:
+    dtypes = {computes_in(tensor) for tensor in tensors}
+    if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
         return f"the native core takes one of {[str(d) for d in DTYPES]}, the same for all"
     return hands_over(*tensors) or native.why_not_loaded()
 
@@ -52,29 +60,28 @@ def convolve(
     Raises
     ------
     RuntimeError
-        If the native core is not built.
+        If the native core is not built, or does not take these tensors.
     """
     geometry = Geometry(taps, stride, padding, dilation, groups)
     input, weight, bias = autocast(input, weight, bias)
-    if reason := native.why_not_loaded():
-        raise RuntimeError(f"engine 'native' cannot run: {reason}; or use engine='auto'")
-    if why_not(input, weight, bias):
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    if hands_over(*tensors):
         return geometry.lowering(input, weight, bias)
+    if reason := why_not(input, weight, bias):
+        raise RuntimeError(f"engine 'native' cannot run: {reason}; or use engine='auto'")
     return _Convolution.apply(input, weight, bias, geometry)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     ) -> Tensor:
         ctx.save_for_backward(input, weight, bias)
         ctx.geometry = geometry
         input, weight = input.resolve_neg(), weight.resolve_neg()
         shape = geometry.output_shape(input, weight)
-        output = torch.empty(
-            shape, dtype=input.dtype, memory_format=memory_format(input, weight)
-        )
+        output = torch.empty(shape, dtype=input.dtype, memory_format=memory_format(input, weight))
         plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
         call = _call(input, weight, output, plan, geometry)
         out, into, row, frame = weight.stride()
@@ -85,7 +92,7 @@ class _Convolution(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias = ctx.saved_tensors
         geometry, needs = ctx.geometry, ctx.needs_input_grad
         if torch.is_grad_enabled():
@@ -183,9 +190,7 @@ class Matrices(NamedTuple):
 
     def turned(self) -> Matrices:
         """Return the plan of the adjoint."""
-        return Matrices(
-            self.transposed, self.matrix, self.blend_first_transposed, self.blend_first
-        )
+        return Matrices(self.transposed, self.matrix, self.blend_first_transposed, self.blend_first)
 
 
 Entries = list[list[tuple[int, float]]]

@@ -139,7 +139,9 @@ def why_not_loaded() -> str | None:
         return str(error)
     if path.exists():
         return f"{path} does not load; build it again with: {COMMAND}"
-    return f"it is not built for torch {torch.__version__} on this machine; build it with: {COMMAND}"
+    return (
+        f"it is not built for torch {torch.__version__} on this machine; build it with: {COMMAND}"
+    )
 
 
 def _open(path: Path) -> ctypes.CDLL:

@@ -1,0 +1,240 @@
+"""The engines `blocked` and `native`: what they hand over, formats, and that results are steady."""
+
+import pytest
+import torch
+from oracle import fixed_case
+
+from harmonic_lowering import HarmonicConv2d, engines, harmonic_conv2d
+from harmonic_lowering.engines import blocked, native
+from harmonic_lowering.taps import FrequencyTaps
+
+FAST = ["blocked", "native"]
+pytestmark = pytest.mark.filterwarnings("ignore::harmonic_lowering.DeadTapWarning")
+
+
+def tensors(dtype=torch.float64, channels=3, out_channels=4, rows=3):
+    x = torch.randn(2, channels, 9, 21, dtype=torch.float64)
+    w = torch.randn(out_channels, channels, rows, 3, dtype=torch.float64)
+    return x.to(dtype), w.to(dtype), torch.randn(out_channels, dtype=torch.float64).to(dtype)
+
+
+def backward_name(y):
+    return type(y.grad_fn).__name__
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("anchor", [1, 2, 3])
+def test_second_derivatives_are_lowerings(engine, anchor):
+    x, w, b = (t.requires_grad_() for t in tensors())
+    assert backward_name(harmonic_conv2d(x, w, b, anchor=anchor, engine=engine)) == (
+        "_ConvolutionBackward"
+    )
+
+    def penalty(engine):
+        y = harmonic_conv2d(x, w, b, anchor=anchor, padding=1, engine=engine)
+        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), (x, w, b))
+
+    for got, wanted in zip(penalty(engine), penalty("lowering"), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("engine", FAST)
+def test_function_transforms_are_lowerings(engine):
+    x, w, b = tensors()
+
+    def f(x, engine=engine):
+        return harmonic_conv2d(x, w, b, padding=1, engine=engine)
+
+    def slow(x):
+        return f(x, "lowering")
+
+    one = x[0]
+    torch.testing.assert_close(torch.func.vmap(f)(x), slow(x))
+    tangent = torch.randn_like(x)
+    for got, wanted in zip(
+        torch.func.jvp(f, (x,), (tangent,)), torch.func.jvp(slow, (x,), (tangent,)), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
+    total = torch.func.grad(lambda x: f(x).square().sum())(one)
+    torch.testing.assert_close(total, torch.func.grad(lambda x: slow(x).square().sum())(one))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        got = torch.autograd.forward_ad.unpack_dual(f(dual)).tangent
+    torch.testing.assert_close(got, torch.func.jvp(slow, (x,), (tangent,))[1])
+
+
+@pytest.mark.parametrize("engine", FAST)
+def test_compiles_as_one_graph_and_exports(engine):
+    layer = HarmonicConv2d(3, 4, 3, padding=1, engine=engine)
+    x = torch.randn(2, 3, 9, 21)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    exported = torch.export.export(layer, (x,))
+    torch.testing.assert_close(exported.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("engine", FAST)
+def test_meta_tensors_have_shapes(engine):
+    with torch.device("meta"):
+        layer = HarmonicConv2d(3, 4, 3, padding=1, engine=engine)
+        assert layer(torch.empty(2, 3, 9, 21)).shape == (2, 4, 9, 21)
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_memory_format_is_conv2ds(engine, dtype):
+    x, w, b = tensors(dtype, channels=5)
+    for x_format in (torch.contiguous_format, torch.channels_last):
+        for w_format in (torch.contiguous_format, torch.channels_last):
+            a = x.contiguous(memory_format=x_format).requires_grad_()
+            k = w.contiguous(memory_format=w_format)
+            y = harmonic_conv2d(a, k, b, padding=1, engine=engine)
+            like = torch.nn.functional.conv2d(a, k, b, padding=1)
+            assert y.stride() == like.stride()
+            (grad,) = torch.autograd.grad(y.sum(), a)
+            assert grad.stride() == a.stride()
+
+
+@pytest.mark.parametrize("engine", FAST)
+def test_any_strides_are_read(engine):
+    x, w, b = tensors()
+    wanted = harmonic_conv2d(x, w, b, engine="reference")
+    odd = [
+        x.transpose(2, 3).contiguous().transpose(2, 3),
+        torch.stack([x, x], -1)[..., 0],
+        x.flip(3).flip(3),
+        torch.cat([x, x], 1)[:, :3],
+        (-x).conj_physical()._neg_view(),
+    ]
+    for view in odd:
+        torch.testing.assert_close(harmonic_conv2d(view, w, b, engine=engine), wanted)
+    kernel = w.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    torch.testing.assert_close(harmonic_conv2d(x, kernel, b, engine=engine), wanted)
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("shape", [(0, 3, 9, 21), (2, 3, 1, 21), (2, 3, 9, 3)])
+def test_small_and_empty_inputs(engine, shape):
+    x = torch.randn(shape, requires_grad=True)
+    layer = HarmonicConv2d(3, 4, 3, engine=engine)
+    y = layer(x)
+    y.sum().backward()
+    assert y.shape == (shape[0], 4, shape[2], shape[3] - 2)
+    assert x.grad.shape == shape
+    assert layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_computes_and_returns_what_conv2d_does(engine, dtype):
+    x, w, b = (t.float().requires_grad_() for t in tensors())
+    with torch.autocast("cpu", dtype=dtype):
+        y = harmonic_conv2d(x, w, b, anchor=2, engine=engine)
+    assert y.dtype == dtype
+    assert backward_name(y) == "_ConvolutionBackward"
+    y.float().square().sum().backward()
+    assert [t.grad.dtype for t in (x, w, b)] == [torch.float32] * 3
+    exact = harmonic_conv2d(x, w, b, anchor=2, engine="reference")
+    assert (y.float() - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("engine", FAST)
+def test_results_do_not_depend_on_the_number_of_threads(engine):
+    x, w, b = tensors(torch.float32, channels=8, out_channels=20)
+    before = torch.get_num_threads()
+
+    def run(threads):
+        torch.set_num_threads(threads)
+        leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+        y = harmonic_conv2d(*leaves, anchor=2, padding=1, engine=engine)
+        return y, *torch.autograd.grad(y.square().sum(), leaves)
+
+    try:
+        if engine == "native":
+            first, second = run(1), run(3)
+        else:  # torch's own convolutions promise it only for one number of threads
+            first, second = run(2), run(2)
+    finally:
+        torch.set_num_threads(before)
+    for a, b_ in zip(first, second, strict=True):
+        assert torch.equal(a, b_)
+
+
+@pytest.mark.parametrize("engine", FAST)
+def test_nothing_but_the_arguments_is_kept_for_the_backward_pass(engine):
+    x, w, b = (t.requires_grad_() for t in tensors())
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        harmonic_conv2d(x, w, b, engine=engine)
+    assert {t.data_ptr() for t in kept} == {t.data_ptr() for t in (x, w, b)}
+
+
+def test_long_recordings_are_cut_in_time_and_large_results_bypass_the_cache():
+    """Sizes at which the native core takes its other roads, in both memory formats."""
+    taps = {"anchor": 2, "origin": 1}
+    case = fixed_case(
+        shape=(1, 16, 65, 3072), out_channels=16, rows=5, frames=3, padding=1, taps=taps
+    )
+    x, w, b = case.tensors(torch.float32)
+    wanted = case.call(x, w, b, engine="lowering")
+    for engine in FAST[: 2 if native.why_not(x, w, b) is None else 1]:
+        for form in (torch.contiguous_format, torch.channels_last):
+            got = case.call(x.contiguous(memory_format=form), w, b, engine=engine)
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+# -------------------------------------------------------------------- choosing
+
+
+def test_auto_says_why(monkeypatch):
+    x, w, b = tensors(torch.float32)
+    with torch.device("meta"):
+        assert engines.choose("auto", torch.empty(x.shape), torch.empty(w.shape)).engine == (
+            "lowering"
+        )
+    monkeypatch.setattr(native, "why_not", lambda *_: "it is away")
+    small = engines.choose("auto", x, w, b)
+    assert small.engine == "lowering"
+    assert "small" in small.reason
+    assert "it is away" in small.reason
+    large = engines.choose("auto", x.repeat(64, 1, 9, 9), w, b)
+    assert large.engine == "blocked"
+    assert "bytes" in large.reason
+    monkeypatch.setattr(native, "why_not", lambda *_: None)
+    assert engines.choose("auto", x, w, b).engine == "native"
+
+
+def test_layers_say_which_engine_they_use():
+    layer = HarmonicConv2d(3, 4, 3)
+    x = torch.randn(2, 3, 9, 21)
+    choice = layer.engine_for(x)
+    assert choice.engine in ("native", "lowering")
+    assert choice.reason
+    assert HarmonicConv2d(3, 4, 3, engine="blocked").engine_for(x).engine == "blocked"
+
+
+def test_why_not_names_the_argument():
+    x, w, b = tensors(torch.float32)
+    assert "dtypes differ" in blocked.why_not(x, w.double(), b)
+    assert "float32" in native.why_not(x, w.double(), b)
+    assert "on meta" in native.why_not(x.to("meta"), w, b)
+    assert blocked.why_not(x, w, b) is None
+
+
+def test_an_engine_that_is_not_built_says_how_to_build_it(monkeypatch):
+    x, w, b = tensors(torch.float32)
+    monkeypatch.setattr(native.native, "load", lambda: None)
+    with pytest.raises(RuntimeError, match="harmonic-lowering build-native"):
+        harmonic_conv2d(x, w, b, engine="native")
+    torch.testing.assert_close(
+        harmonic_conv2d(x, w, b), harmonic_conv2d(x, w, b, engine="reference")
+    )
+
+
+def test_bands_hold_what_lives_and_nothing_twice():
+    plan = blocked.layout(FrequencyTaps.harmonic(4, anchor=2), 60, 1)
+    assert [tap for tap, _, _ in plan.convolved_first] == [0]
+    assert plan.convolved_first[0][1:] == (0, 31)
+    assert [(band.start, band.stop) for band in plan.bands] == [(0, 30), (30, 40), (40, 60)]
+    assert [band.taps for band in plan.bands] == [(1, 2, 3), (1, 2), (1,)]

@@ -1,0 +1,82 @@
+"""Building and finding the native core. Its results are tested with every other engine's."""
+
+import shutil
+import stat
+
+import pytest
+
+from harmonic_lowering import native
+from harmonic_lowering.cli.main import main
+
+pytestmark = pytest.mark.usefixtures("cache")
+needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler here")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "_cache_folder", lambda: tmp_path / "cache")
+    native.load.cache_clear()
+    yield
+    native.load.cache_clear()
+
+
+def script(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@needs_compiler
+def test_one_command_builds_it(capsys):
+    assert native.load() is None
+    assert main(["build-native", "--status"]) == 1
+    assert "harmonic-lowering build-native" in capsys.readouterr().out
+    assert main(["build-native"]) == 0
+    assert str(native.library_path()) in capsys.readouterr().out
+    assert native.why_not_loaded() is None
+    assert main(["build-native", "--status"]) == 0
+    assert [p.name for p in native.library_path().parent.iterdir()] == [native.library_path().name]
+
+
+def test_a_failing_compiler_is_quoted_and_nothing_is_lost(tmp_path, monkeypatch, capsys):
+    failing = script(tmp_path / "cxx", "echo 'tap_conv.cpp:1: error: no such thing' >&2; exit 1")
+    monkeypatch.setenv("CXX", failing)
+    assert main(["build-native"]) == 1
+    said = capsys.readouterr().err
+    assert "error: no such thing" in said
+    assert "Everything works without it" in said
+    assert native.load() is None
+
+
+def test_no_compiler(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(native.BuildError, match="no C\\+\\+ compiler"):
+        native.build()
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    with pytest.raises(native.BuildError, match="nowhere"):
+        native.build()
+
+
+def test_what_does_not_load_is_not_kept(tmp_path, monkeypatch):
+    silent = script(tmp_path / "cxx", 'while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"')
+    monkeypatch.setenv("CXX", silent)
+    with pytest.raises(native.BuildError, match="Everything works without it"):
+        native.build()
+    assert not native.library_path().exists()
+
+
+def test_a_broken_library_is_no_error(capsys):
+    native.library_path().parent.mkdir(parents=True)
+    native.library_path().write_text("nonsense")
+    assert native.load() is None
+    assert "does not load" in native.why_not_loaded()
+
+
+def test_another_torch_or_processor_is_another_library(monkeypatch):
+    here = native.library_path()
+    monkeypatch.setattr(native.torch, "__version__", "0.0")
+    there = native.library_path()
+    assert here != there
+    monkeypatch.setattr(native, "_processor", lambda: "abacus")
+    assert there != native.library_path()
