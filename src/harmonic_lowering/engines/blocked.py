@@ -106,11 +106,7 @@ class _Convolution(torch.autograd.Function):
             wanted = [t for t, need in zip((x, weight, bias), needs, strict=False) if need]
             with torch.enable_grad():
                 output = _slab(x, weight, bias, geometry)
-            found = iter(
-                torch.autograd.grad(
-                    output, wanted, grad[items], allow_unused=True, materialize_grads=True
-                )
-            )
+            found = iter(torch.autograd.grad(output, wanted, grad[items]))
             if grad_input is not None:
                 grad_input[items] = next(found)
             for total in sums:
@@ -157,10 +153,10 @@ def _slab(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
             )
             parts.append(_read(rows, 1, lower, upper, blend))
         if not parts:  # rows that nothing is read for still get the bias
-            parts = [torch.zeros_like(rows[:, band.start : band.stop])]
+            parts = [rows[:, n_bins:].expand(-1, band.stop - band.start, -1, -1)]
         kernel = weight[:, :, list(band.taps or (0,))]
         # group after group, and in each of them the channels of one tap after another's
-        slab = torch.stack([part.view(*part.shape[:3], groups, -1) for part in parts], -2)
+        slab = torch.stack([part.reshape(*part.shape[:3], groups, -1) for part in parts], -2)
         slab = slab.flatten(-3)
         bands.append(convolve(slab, kernel.transpose(1, 2).flatten(1, 2).unsqueeze(2), bias))
     output = bands[0] if len(bands) == 1 else torch.cat(bands, 2)
