@@ -114,6 +114,22 @@ def test_infinities_stay_where_they_are_read(engine):
     assert [bool(y[:, :, f].isfinite().all()) for f in range(7)] == [not r for r in reads_3]
 
 
+@pytest.mark.parametrize("engine", [e for e in ENGINES if e != "reference"])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", EVERY_ARGUMENT)
+def test_an_infinity_is_blended_as_in_the_definition(engine, value, name):
+    """(1 − w)·∞ + w·x is ∞, also where w is 0: no blend of the kind x + w·(y − x)."""
+    case = EVERY_ARGUMENT[name]
+    x, w, b = case.tensors()
+    for rows in ([2], [4, 5]):
+        y = x.clone()
+        y[:, :, rows, 2] = value
+        for kernel in (w, w.abs()):
+            expected = case.call(y, kernel, b, engine="reference")
+            got = case.call(y, kernel, b, engine=engine)
+            torch.testing.assert_close(got, expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("groups", [1, 2])
 def test_one_row_is_an_ordinary_convolution(engine, groups):

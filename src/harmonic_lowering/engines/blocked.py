@@ -179,8 +179,9 @@ def _read(rows: Tensor, dim: int, lower: Tensor, upper: Tensor | None, blend: Te
     if upper is None:
         return read
     blend = blend.to(rows.dtype if rows.dtype == torch.float64 else torch.float32)
-    above = rows.index_select(dim, upper)
-    return torch.lerp(read.to(blend.dtype), above.to(blend.dtype), blend).to(rows.dtype)
+    # Not lerp, and nothing of an upper row of weight 0: an infinity must not turn into NaN.
+    above = rows.index_select(dim, upper).to(blend.dtype).masked_fill(blend == 0, 0)
+    return torch.addcmul(read.to(blend.dtype) * (1 - blend), above, blend).to(rows.dtype)
 
 
 # -------------------------------------------------------------------- the plan

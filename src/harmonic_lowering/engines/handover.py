@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ..taps import FrequencyTaps
 from . import lowering
+from .lowering import memory_format
 
 __all__ = [
     "Geometry",
@@ -116,11 +117,3 @@ def differentiable_again(
     output = geometry.lowering(input, weight, bias)
     found = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
     return tuple(next(found) if need else None for need in needs[:3])  # type: ignore[return-value]
-
-
-def memory_format(*tensors: Tensor) -> torch.memory_format:
-    """Return what `Conv2d` returns: channels last if the input or the weight is."""
-    for tensor in tensors:
-        if not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-            return torch.channels_last
-    return torch.contiguous_format

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..taps import FrequencyTaps
 from .plans import cached_on_device
 
-__all__ = ["convolve", "read_taps"]
+__all__ = ["convolve", "memory_format", "read_taps"]
 
 
 def convolve(
@@ -34,6 +34,8 @@ def convolve(
 ) -> Tensor:
     """Stack, then convolve; the formula is `engines.reference.convolve`'s."""
     lowered = read_taps(input, taps, stride[0]).flatten(1, 2)
+    if memory_format(input, weight) == torch.channels_last:
+        lowered = lowered.contiguous(memory_format=torch.channels_last)
     kernel = weight.flatten(1, 2).unsqueeze(2)
     return F.conv2d(lowered, kernel, bias, (1, stride[1]), (0, padding), (1, dilation), groups)
 
@@ -46,8 +48,9 @@ def read_taps(input: Tensor, taps: FrequencyTaps, stride: int = 1) -> Tensor:
     if upper is not None:
         # Blended in float32 where the input is a half type: its 8 bits would round the weights.
         weight = weight.to(input.dtype if input.dtype == torch.float64 else torch.float32)
-        above = padded.index_select(2, upper)
-        read = torch.lerp(read.to(weight.dtype), above.to(weight.dtype), weight).to(input.dtype)
+        above = padded.index_select(2, upper).to(weight.dtype)
+        # Not lerp, which is below + w·(above − below): NaN where one of them is infinite.
+        read = torch.addcmul(read.to(weight.dtype) * (1 - weight), above, weight).to(input.dtype)
     batch, channels, _, frames = input.shape
     return read.view(batch, channels, len(taps), -(-input.shape[2] // stride), frames)
 
@@ -78,3 +81,14 @@ def gather_plan(
         torch.tensor(upper) if any(weight) else None,
         torch.tensor(weight, dtype=torch.float64).unsqueeze(-1),
     )
+
+
+def memory_format(*tensors: Tensor) -> torch.memory_format:
+    """Return what `Conv2d` returns: channels last if the input or the weight is."""
+    for tensor in tensors:
+        # what is_contiguous(memory_format=torch.channels_last) asks, which vmap does not answer
+        channels, _, frames = tensor.shape[1:]
+        strides = (1, channels * frames, channels)
+        if not tensor.is_contiguous() and tensor.stride()[1:] == strides:
+            return torch.channels_last
+    return torch.contiguous_format
