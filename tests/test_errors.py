@@ -71,7 +71,7 @@ def test_construction(make, message):
         make()
 
 
-X, W = torch.randn(2, 4, 9, 8), torch.randn(6, 4, 3, 3)
+X, W, W6 = torch.randn(2, 4, 9, 8), torch.randn(6, 4, 3, 3), torch.randn(6, 4, 6, 3)
 CALLS = [
     (lambda: H(3, 4, 3)(X), ValueError, r"takes 3 channels, got an input of shape \(2, 4, 9, 8\)"),
     (lambda: H(4, 4, 3)(X[0, 0]), ValueError, r"got 2 dimensions: \(9, 8\)"),
@@ -92,7 +92,17 @@ CALLS = [
     (
         lambda: harmonic_conv2d(X, W, anchor_weight=torch.ones(2)),
         ValueError,
-        r"anchor_weight must have one entry for each anchor.*got \(2,\) for 3 rows",
+        r"one entry for each anchor, got shape \(2,\) for 1 anchors",
+    ),
+    (
+        lambda: harmonic_conv2d(X, W6, anchor=(1, 2), anchor_weight=torch.ones(3)),
+        ValueError,
+        r"one entry for each anchor, got shape \(3,\) for 2 anchors",
+    ),
+    (
+        lambda: log_harmonic_conv2d(X, W6, bins_per_octave=2, anchor_weight=torch.ones(2)),
+        ValueError,
+        r"one entry for each anchor, got shape \(2,\) for 1 anchors",
     ),
     (lambda: log_harmonic_conv2d(X, W), ValueError, r"needs its resolution"),
 ]

@@ -5,18 +5,23 @@ They are `Conv2d`'s, read for a kernel without neighbourhood in frequency, and t
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
 from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .taps import (
     FrequencyTaps,
     Interpolation,
     Ratio,
     as_anchors,
+    as_int,
     as_sequence,
     harmonic_ratios,
 )
@@ -36,20 +41,23 @@ IntPair = int | tuple[int, int]
 
 def pair(name: str, value: IntPair, least: int = 1) -> tuple[int, int]:
     """Return an int twice, or a pair as it is; both entries at least `least`."""
-    entries = (value, value) if isinstance(value, int) else value
-    is_pair = isinstance(entries, Sequence) and len(entries) == 2
-    if not is_pair or any(isinstance(e, bool) or not isinstance(e, int) for e in entries):
-        raise ValueError(f"{name} must be an int or a pair (freq, time) of ints, got {value!r}")
-    if min(entries) < least:
+    entries = value if isinstance(value, Sequence) else (value, value)
+    try:
+        first, second = (as_int(entry) for entry in entries)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} must be an int or a pair (freq, time) of ints, got {value!r}"
+        ) from None
+    if min(first, second) < least:
         raise ValueError(f"{name} must be >= {least}, got {value!r}")
-    return entries[0], entries[1]
+    return first, second
 
 
 def time_only(name: str, value: IntPair, frequency: int, least: int = 1) -> int:
     """Return the entry for time: an int means time only, a pair must have `frequency` first."""
-    if isinstance(value, int):
-        return pair(name, value, least)[1]
     along_frequency, along_time = pair(name, value, min(least, frequency))
+    if not isinstance(value, Sequence):
+        return pair(name, value, least)[1]
     if along_frequency != frequency or along_time < least:
         raise ValueError(
             f"{name} along frequency must be {frequency}, because the kernel's rows lie at "
@@ -76,15 +84,17 @@ def time_padding(
 
 # -------------------------------------------------------------------- taps from arguments
 # torch.compile cannot trace fractions, nor take an object as the constant result of a function. It
-# does take strings and attributes of a global: so a function that it need not trace gives taps a
-# name, and the taps are found under it.
+# does take strings and attributes of a global: so while it traces, a function that it need not
+# trace gives taps a name, and the taps are found under it.
 
 _named_taps = SimpleNamespace()
+_numbers = itertools.count()
+_FRACTION = "Fraction"
 
 
 @cache
 def _name(taps: FrequencyTaps) -> str:
-    name = f"taps_{len(vars(_named_taps))}"
+    name = f"taps_{next(_numbers)}"  # two threads never get the same one
     setattr(_named_taps, name, taps)
     return name
 
@@ -96,7 +106,9 @@ def _merged_name(taps: FrequencyTaps) -> str:
 
 def merged_taps(taps: FrequencyTaps) -> FrequencyTaps:
     """Return the distinct ones of `taps`."""
-    return getattr(_named_taps, _merged_name(taps))  # type: ignore[no-any-return]
+    if torch.compiler.is_compiling():
+        return getattr(_named_taps, _merged_name(taps))  # type: ignore[no-any-return]
+    return taps.merged()[0]
 
 
 def harmonic_taps(
@@ -111,10 +123,9 @@ def harmonic_taps(
 
     `n_rows` counts the rows of one anchor's kernel, or of all anchors' together.
     """
-    name = _linear(
+    return _linear(
         n_rows, as_anchors(anchor), harmonics, origin, interpolation, rows_of_all_anchors
     )
-    return getattr(_named_taps, name)  # type: ignore[no-any-return]
 
 
 def log_harmonic_taps(
@@ -131,24 +142,55 @@ def log_harmonic_taps(
 ) -> FrequencyTaps:
     """Return the taps that a layer's arguments stand for, on a logarithmic axis."""
     axis = (bins_per_octave, out_log_scale, in_log_scale, radix)
-    name = _logarithmic(
+    return _logarithmic(
         n_rows, as_anchors(anchor), harmonics, axis, shifts, interpolation, rows_of_all_anchors
     )
-    return getattr(_named_taps, name)  # type: ignore[no-any-return]
 
 
-def _remembered(name_taps: Callable[..., str]) -> Callable[..., str]:
-    """Remember the answer for each set of arguments, of which sequences are taken as tuples."""
-    remember = lru_cache(maxsize=256, typed=True)(name_taps)
+def _remembered(make: Callable[..., FrequencyTaps]) -> Callable[..., FrequencyTaps]:
+    """Remember the taps for each set of arguments, of which sequences are taken as tuples."""
+    remember = lru_cache(maxsize=256, typed=True)(make)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def asked(*arguments: Any) -> str:
-        is_sequence = (isinstance(a, Iterable) and not isinstance(a, str) for a in arguments)
-        return remember(
-            *(tuple(a) if s else a for a, s in zip(arguments, is_sequence, strict=True))
-        )
+    def name(*arguments: Any) -> str:
+        return _name(remember(*map(_revived, arguments)))
 
-    return asked  # type: ignore[no-any-return]
+    def taps(*arguments: Any) -> FrequencyTaps:
+        constants = [_constant(argument) for argument in arguments]
+        if torch.compiler.is_compiling():
+            return getattr(_named_taps, name(*constants))  # type: ignore[no-any-return]
+        try:
+            return remember(*constants)
+        except TypeError:  # what cannot be hashed is no number either: let `make` say so
+            return make(*constants)
+
+    return taps
+
+
+def _constant(value: Any) -> Any:
+    """Return an argument as it is, a sequence as a tuple.
+
+    An argument of a compiled function is a symbol until it is used. Each line uses it in a way that
+    makes torch.compile take its value, and compile again for another one.
+    """
+    if isinstance(value, int):
+        return operator.index(value)
+    if type(value) is float:
+        return float.fromhex(value.hex()) if torch.compiler.is_compiling() else value
+    if isinstance(value, str):
+        return value[:]
+    if isinstance(value, Fraction) and torch.compiler.is_compiling():
+        return _FRACTION, operator.index(value.numerator), operator.index(value.denominator)
+    if isinstance(value, Iterable) and not isinstance(value, Tensor):
+        return tuple([_constant(entry) for entry in value])
+    return value
+
+
+def _revived(constant: Any) -> Any:
+    if not isinstance(constant, tuple):
+        return constant
+    is_fraction = constant[:1] == (_FRACTION,)
+    return Fraction(*constant[1:]) if is_fraction else tuple(map(_revived, constant))
 
 
 @_remembered
@@ -159,9 +201,9 @@ def _linear(
     origin: Ratio,
     interpolation: Interpolation,
     rows_of_all_anchors: bool,
-) -> str:
+) -> FrequencyTaps:
     ratios = _ratios(n_rows, anchors, harmonics, rows_of_all_anchors)
-    return _name(FrequencyTaps.from_ratios(ratios, origin, interpolation))
+    return FrequencyTaps.from_ratios(ratios, origin, interpolation)
 
 
 @_remembered
@@ -173,7 +215,7 @@ def _logarithmic(
     shifts: tuple[Ratio, ...] | None,
     interpolation: Interpolation,
     rows_of_all_anchors: bool,
-) -> str:
+) -> FrequencyTaps:
     if shifts is not None:
         if axis != (None,) * 4 or harmonics is not None or anchors != (1,):
             raise ValueError(
@@ -181,8 +223,8 @@ def _logarithmic(
                 "bins_per_octave, out_log_scale, in_log_scale and radix"
             )
         _check_rows("shifts", shifts, n_rows)
-        return _name(FrequencyTaps.from_shifts(shifts, interpolation))
-    taps = FrequencyTaps.log_from_ratios(
+        return FrequencyTaps.from_shifts(shifts, interpolation)
+    return FrequencyTaps.log_from_ratios(
         _ratios(n_rows, anchors, harmonics, rows_of_all_anchors),
         bins_per_octave=axis[0],
         out_log_scale=axis[1],
@@ -190,7 +232,6 @@ def _logarithmic(
         radix=axis[3],
         interpolation=interpolation,
     )
-    return _name(taps)
 
 
 def _ratios(

@@ -8,6 +8,9 @@ dilation given as one int concerns time only.
 
 from __future__ import annotations
 
+import operator
+import os
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -26,9 +29,10 @@ from .arguments import (
     time_only,
     time_padding,
 )
+from .engines.handover import computes_in
 from .engines.lowering import read_taps
 from .engines.plans import cached_on_device
-from .taps import FrequencyTaps, Interpolation, Ratio
+from .taps import FrequencyTaps, Interpolation, Ratio, as_anchors, as_count
 
 __all__ = [
     "DeadTapWarning",
@@ -41,7 +45,7 @@ __all__ = [
 
 
 class DeadTapWarning(UserWarning):
-    """A kernel row reads nothing at any bin of the input, so its weights can never learn."""
+    """A kernel row reads nothing at any bin but 0 Hz, so its weights have nothing to learn."""
 
 
 def frequency_tap_conv2d(
@@ -103,11 +107,15 @@ def frequency_tap_conv2d(
     Warns
     -----
     DeadTapWarning
-        Once for each geometry, if a kernel row reads nothing at any bin.
+        Once for each geometry, if a kernel row reads nothing at any bin, or nothing but 0 Hz.
 
     Notes
     -----
     Equal taps are read once and their weights summed. Gradients are the exact adjoint.
+
+    In a graph the number of bins F is fixed: `torch.compile` compiles again for another one,
+    `torch.export` and `torch.jit.trace` make a program for the one that they saw. Batch and time
+    may vary.
 
     Examples
     --------
@@ -213,9 +221,10 @@ def harmonic_conv2d(
     >>> harmonic_conv2d(x, w).flatten().tolist()    # is seen from bin 1 and from bin 2
     [0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
-    n_rows = weight.shape[2] if weight.ndim == 4 else 1
-    taps = harmonic_taps(n_rows, anchor, harmonics, origin, interpolation, rows_of_all_anchors=True)
-    weight = mix_anchors(weight, anchor_weight)
+    taps = harmonic_taps(
+        _n_rows(weight), anchor, harmonics, origin, interpolation, rows_of_all_anchors=True
+    )
+    weight = mix_anchors(weight, anchor_weight, len(as_anchors(anchor)))
     return frequency_tap_conv2d(
         input, weight, bias, stride, padding, dilation, groups, taps=taps, engine=engine
     )
@@ -282,9 +291,8 @@ def log_harmonic_conv2d(
     >>> log_harmonic_conv2d(cqt, w, padding=1, bins_per_octave=12).shape
     torch.Size([1, 4, 84, 50])
     """
-    n_rows = weight.shape[2] if weight.ndim == 4 else 1
     taps = log_harmonic_taps(
-        n_rows,
+        _n_rows(weight),
         anchor,
         harmonics,
         bins_per_octave,
@@ -295,7 +303,7 @@ def log_harmonic_conv2d(
         interpolation,
         rows_of_all_anchors=True,
     )
-    weight = mix_anchors(weight, anchor_weight)
+    weight = mix_anchors(weight, anchor_weight, len(as_anchors(anchor)))
     return frequency_tap_conv2d(
         input, weight, bias, stride, padding, dilation, groups, taps=taps, engine=engine
     )
@@ -408,15 +416,14 @@ def lower(input: Tensor, taps: FrequencyTaps) -> Tensor:
     return output if input.ndim == 4 else output.squeeze(0)
 
 
-def mix_anchors(weight: Tensor, anchor_weight: Tensor | None) -> Tensor:
+def mix_anchors(weight: Tensor, anchor_weight: Tensor | None, n_anchors: int) -> Tensor:
     """Scale the rows of each anchor's kernel by that anchor's weight."""
     if anchor_weight is None:
         return weight
-    n_anchors = anchor_weight.numel()
-    if anchor_weight.ndim != 1 or weight.shape[2] % n_anchors:
+    if anchor_weight.shape != (n_anchors,):
         raise ValueError(
-            "anchor_weight must have one entry for each anchor, and the weight's rows must divide "
-            f"among them, got {tuple(anchor_weight.shape)} for {weight.shape[2]} rows"
+            "anchor_weight must have one entry for each anchor, "
+            f"got shape {tuple(anchor_weight.shape)} for {n_anchors} anchors"
         )
     scale = anchor_weight.repeat_interleave(weight.shape[2] // n_anchors)
     return weight * scale[:, None]
@@ -442,14 +449,24 @@ def _check_input(input: Tensor) -> None:
         raise ValueError(f"input has no frequency bins: {tuple(input.shape)}")
 
 
+def _n_rows(weight: Tensor) -> int:
+    if weight.ndim != 4 or weight.shape[3] == 0:
+        raise ValueError(
+            "weight must have shape (out_channels, in_channels / groups, rows, frames) with at "
+            f"least one frame, got {tuple(weight.shape)}"
+        )
+    return weight.shape[2]
+
+
 def _check_weight(
     input: Tensor, weight: Tensor, bias: Tensor | None, taps: FrequencyTaps, groups: int
 ) -> None:
-    if weight.ndim != 4 or weight.shape[2] != len(taps):
+    if _n_rows(weight) != len(taps):
         raise ValueError(
             f"weight must have shape (out_channels, in_channels / groups, {len(taps)}, frames): a "
             f"row for each of the {len(taps)} taps, got {tuple(weight.shape)}"
         )
+    as_count("groups", groups)
     channels = input.shape[-3]
     if channels != weight.shape[1] * groups or weight.shape[0] % groups:
         raise ValueError(
@@ -462,27 +479,47 @@ def _check_weight(
             f"bias must have shape ({weight.shape[0]},), one entry for each output channel, "
             f"got {tuple(bias.shape)}"
         )
-    if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+    tensors = [input, weight] if bias is None else [input, weight, bias]
+    if len({t.dtype for t in tensors}) > 1 and len({computes_in(t) for t in tensors}) > 1:
         raise TypeError(
-            f"input and weight must have the same dtype, got {input.dtype} and {weight.dtype}: "
-            "convert one of them, or use torch.autocast"
+            f"{'input and weight' if bias is None else 'input, weight and bias'} must have the "
+            f"same dtype, got {' and '.join(str(t.dtype) for t in tensors)}: convert them, or use "
+            "torch.autocast (which leaves float64 as it is)"
         )
 
 
 def _warn_of_dead_taps(taps: FrequencyTaps, n_bins: int) -> None:
     if not torch.compiler.is_compiling():
-        _warn_once_of_dead_taps(taps, n_bins)
+        _warn_once_of_dead_taps(taps, operator.index(n_bins))  # torch.jit.trace has tensors here
 
 
 @lru_cache(maxsize=512)  # which is what makes it warn once for each geometry
 def _warn_once_of_dead_taps(taps: FrequencyTaps, n_bins: int) -> None:
-    dead = taps.dead(n_bins)
-    if dead:
-        names = ", ".join(f"{tap} (reads bin {taps.describe(tap)})" for tap in dead)
+    idle = [tap for tap in range(len(taps)) if _reads_0_hz_at_most(taps, tap, n_bins)]
+    if idle:
+        names = ", ".join(f"{tap} (reads bin {taps.describe(tap)})" for tap in idle)
         warnings.warn(
-            f"{len(dead)} of {len(taps)} kernel rows lie outside all {n_bins} bins and never read "
-            f"anything: row {names}. Use fewer rows or a larger anchor; on a logarithmic axis, "
+            f"{len(idle)} of {len(taps)} kernel rows read nothing in {n_bins} bins, or 0 Hz alone: "
+            f"row {names}. Use fewer rows or a larger anchor; on a logarithmic axis, "
             "check bins_per_octave (or out_log_scale and radix) against the spectrogram's.",
             DeadTapWarning,
-            stacklevel=4,
+            stacklevel=_stacklevel_of_the_caller(),
         )
+
+
+def _reads_0_hz_at_most(taps: FrequencyTaps, tap: int, n_bins: int) -> bool:
+    live = taps.live_range(tap, n_bins)
+    reads_bin_0_at_bin_0 = taps.slopes[tap] != 1 and taps.offsets[tap] == 0
+    return not live or (live == range(1) and reads_bin_0_at_bin_0 and n_bins > 1)
+
+
+def _stacklevel_of_the_caller() -> int:
+    """Return the stacklevel, for the function that asks, of the first line that is not a layer's.
+
+    A layer may be called by any number of torch's containers, hooks and transforms.
+    """
+    ours = tuple(os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import engines
 from .arguments import IntPair, harmonic_taps, log_harmonic_taps, pair, time_only, time_padding
 from .functional import frequency_tap_conv2d, lower, mix_anchors
-from .taps import FrequencyTaps, Interpolation, Ratio, as_count
+from .taps import FrequencyTaps, Interpolation, Ratio, as_anchors, as_count, as_sequence
 
 __all__ = ["HarmonicConv2d", "HarmonicLowering", "LogHarmonicConv2d", "LogHarmonicLowering"]
 
@@ -46,9 +46,9 @@ class FrequencyTapConv2d(nn.Conv2d):
         anchor: int | Sequence[int],
         engine: str,
     ) -> None:
-        as_count("in_channels", in_channels)
-        as_count("out_channels", out_channels)
-        as_count("groups", groups)
+        in_channels = as_count("in_channels", in_channels)
+        out_channels = as_count("out_channels", out_channels)
+        groups = as_count("groups", groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups must divide in_channels and out_channels, got groups={groups}, "
@@ -58,6 +58,11 @@ class FrequencyTapConv2d(nn.Conv2d):
             raise ValueError(
                 f"padding_mode must be 'zeros', got {padding_mode!r}: pad the time axis with "
                 "torch.nn.functional.pad before the layer for another mode"
+            )
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(
+                f"dtype must be a floating-point dtype, got {dtype}: give the real and the "
+                "imaginary part of a complex spectrogram as two channels"
             )
         engines.choose(engine)
         strides = pair("stride", stride)
@@ -78,7 +83,8 @@ class FrequencyTapConv2d(nn.Conv2d):
         )
         self.kernel_size = kernel_size
         self.taps = taps
-        self.anchor = anchor if isinstance(anchor, int) else tuple(anchor)
+        anchors = as_anchors(anchor)
+        self.anchor = anchors if isinstance(anchor, Sequence) else anchors[0]
         self.engine = engine
         # w_n of Σ_n w_n·(X ∗_n K_n). It starts at 1: the initialisation of the weight has already
         # counted the rows of all anchors.
@@ -108,7 +114,7 @@ class FrequencyTapConv2d(nn.Conv2d):
             )
         return frequency_tap_conv2d(
             input,
-            mix_anchors(weight, self.anchor_weight),
+            mix_anchors(weight, self.anchor_weight, len(as_anchors(self.anchor))),
             bias,
             self.stride,
             self.padding,
@@ -124,7 +130,8 @@ class FrequencyTapConv2d(nn.Conv2d):
         for name, default in self._shown.items():
             value = getattr(self, name)
             if value != default:
-                shown = value if isinstance(value, (int, tuple)) else str(value)
+                is_tuple = isinstance(value, tuple)
+                shown = f"({', '.join(map(str, value))})" if is_tuple else str(value)
                 text += f", {name}={shown}"
         return text
 
@@ -171,7 +178,7 @@ class HarmonicConv2d(FrequencyTapConv2d):
         dropped; `origin_after_pooling` tells what it is behind a pooling or a stride.
     interpolation : {"linear", "nearest"}
         How the input is read between bins.
-    engine : {"auto", "lowering", "reference"}
+    engine : {"auto", "native", "blocked", "lowering", "reference"}
         How to compute it. All give the same result; `engine_for` tells which one is used.
 
     Attributes
@@ -218,6 +225,7 @@ class HarmonicConv2d(FrequencyTapConv2d):
         "harmonics": None,
         "origin": 0,
         "interpolation": "linear",
+        "engine": "auto",
     }
 
     def __init__(
@@ -241,6 +249,8 @@ class HarmonicConv2d(FrequencyTapConv2d):
         engine: str = "auto",
     ) -> None:
         size = pair("kernel_size", kernel_size)
+        if harmonics is not None:
+            harmonics = as_sequence("harmonics", harmonics)
         super().__init__(
             in_channels,
             out_channels,
@@ -257,7 +267,7 @@ class HarmonicConv2d(FrequencyTapConv2d):
             anchor=anchor,
             engine=engine,
         )
-        self.harmonics = None if harmonics is None else tuple(harmonics)
+        self.harmonics = harmonics
         self.origin = origin
         self.interpolation = interpolation
 
@@ -320,6 +330,7 @@ class LogHarmonicConv2d(FrequencyTapConv2d):
         "radix": None,
         "shifts": None,
         "interpolation": "linear",
+        "engine": "auto",
     }
 
     def __init__(
@@ -347,6 +358,10 @@ class LogHarmonicConv2d(FrequencyTapConv2d):
         engine: str = "auto",
     ) -> None:
         size = pair("kernel_size", kernel_size)
+        if harmonics is not None:
+            harmonics = as_sequence("harmonics", harmonics)
+        if shifts is not None:
+            shifts = as_sequence("shifts", shifts)
         taps = log_harmonic_taps(
             size[0],
             anchor,
@@ -374,12 +389,12 @@ class LogHarmonicConv2d(FrequencyTapConv2d):
             anchor=anchor,
             engine=engine,
         )
-        self.harmonics = None if harmonics is None else tuple(harmonics)
+        self.harmonics = harmonics
         self.bins_per_octave = bins_per_octave
         self.out_log_scale = out_log_scale
         self.in_log_scale = in_log_scale
         self.radix = radix
-        self.shifts = None if shifts is None else tuple(shifts)
+        self.shifts = shifts
         self.interpolation = interpolation
 
 

@@ -21,12 +21,14 @@ way to compute a position and it does not round: in float32, 3/7 · 2000 is off 
 from __future__ import annotations
 
 import math
+import operator
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from numbers import Rational, Real
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 __all__ = ["FrequencyTaps", "Interpolation", "Ratio", "TapRows", "origin_after_pooling"]
 
@@ -51,8 +53,8 @@ class TapRows(NamedTuple):
 
     start: int
     stop: int
-    lower: tuple[int, ...]
-    weight: tuple[float, ...]
+    lower: Sequence[int]
+    weight: Sequence[float]
 
     @property
     def is_whole(self) -> bool:
@@ -96,6 +98,9 @@ class FrequencyTaps:
     interpolation: Interpolation = "linear"
 
     def __post_init__(self) -> None:
+        for name in ("slopes", "offsets"):
+            entries = tuple(as_fraction(f"one of {name}", entry) for entry in getattr(self, name))
+            object.__setattr__(self, name, entries)
         if len(self.slopes) != len(self.offsets) or not self.slopes:
             raise ValueError(
                 "FrequencyTaps needs as many offsets as slopes, and at least one, got "
@@ -262,9 +267,15 @@ class FrequencyTaps:
 
     # ---------------------------------------------------------------- questions
 
+    def _line(self, tap: int) -> tuple[Fraction, Fraction]:
+        if not 0 <= tap < len(self):
+            raise IndexError(f"tap must be in 0 … {len(self) - 1}, got {tap}")
+        return self.slopes[tap], self.offsets[tap]
+
     def position(self, tap: int, output_bin: int) -> Fraction:
         """Return the place, in bins, that `tap` reads for `output_bin`; rounded if "nearest"."""
-        position = self.slopes[tap] * output_bin + self.offsets[tap]
+        slope, offset = self._line(tap)
+        position = slope * output_bin + offset
         if self.interpolation == "nearest":
             return Fraction(math.floor(position + Fraction(1, 2)))
         return position
@@ -277,7 +288,7 @@ class FrequencyTaps:
 
     def live_range(self, tap: int, n_bins: int) -> range:
         """Return the output bins at which `tap` reads inside an input of `n_bins` bins."""
-        a, b = self.slopes[tap], self.offsets[tap]
+        a, b = self._line(tap)
         if self.interpolation == "nearest":  # 0 <= floor(a·f + b + 1/2) <= n_bins - 1
             b += Fraction(1, 2)
             stop = math.ceil((n_bins - b) / a)
@@ -307,11 +318,11 @@ class FrequencyTaps:
 
         The rows are counted in the output: output row i is bin ``i·stride`` of the input.
         """
-        return _rows(self, n_bins, stride)
+        return _rows(self, as_count("n_bins", n_bins, least=0), as_count("stride", stride))
 
     def describe(self, tap: int) -> str:
         """Return where a tap reads, in words."""
-        slope, offset = self.slopes[tap], self.offsets[tap]
+        slope, offset = self._line(tap)
         at = "f" if slope == 1 else f"{_short(slope)}·f"
         return f"{at} {'-' if offset < 0 else '+'} {_short(abs(offset))}" if offset else at
 
@@ -347,7 +358,7 @@ def origin_after_pooling(
     >>> origin_after_pooling(1, 2, "stride")
     Fraction(1, 2)
     """
-    as_count("factor", factor)
+    factor = as_count("factor", factor)
     if pooling not in ("average", "stride"):
         raise ValueError(f"pooling must be 'average' or 'stride', got {pooling!r}")
     centre = Fraction(factor - 1, 2) if pooling == "average" else Fraction(0)
@@ -357,13 +368,13 @@ def origin_after_pooling(
 # -------------------------------------------------------------------- the plan, computed once
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)  # the engines keep what they make of it
 def _rows(taps: FrequencyTaps, n_bins: int, stride: int) -> tuple[TapRows, ...]:
     plan = []
     for tap in range(len(taps)):
         live = taps.live_range(tap, n_bins)
         start, stop = -(-live.start // stride), -(-live.stop // stride)
-        lower, weight = [], []
+        lower, weight = array("q"), array("d")
         # position = (a.num·b.den·f + b.num·a.den) / (a.den·b.den), in integers of any size
         a, b = taps.slopes[tap], taps.offsets[tap]
         if taps.interpolation == "nearest":
@@ -374,7 +385,7 @@ def _rows(taps: FrequencyTaps, n_bins: int, stride: int) -> tuple[TapRows, ...]:
             whole, rest = divmod(step * row * stride + base, denominator)
             lower.append(whole)
             weight.append(0.0 if taps.interpolation == "nearest" else rest / denominator)
-        plan.append(TapRows(start, max(start, stop), tuple(lower), tuple(weight)))
+        plan.append(TapRows(start, max(start, stop), lower, weight))
     return tuple(plan)
 
 
@@ -394,7 +405,7 @@ def _merged(taps: FrequencyTaps) -> tuple[FrequencyTaps, tuple[int, ...]]:
 
 def harmonic_ratios(n_harmonics: int, anchor: int | Sequence[int]) -> tuple[Fraction, ...]:
     """Return ``k/n`` for every anchor n and, within it, every harmonic k = 1 … `n_harmonics`."""
-    as_count("the number of harmonics (kernel rows)", n_harmonics)
+    n_harmonics = as_count("the number of harmonics (kernel rows)", n_harmonics)
     return tuple(Fraction(k, n) for n in as_anchors(anchor) for k in range(1, n_harmonics + 1))
 
 
@@ -407,11 +418,22 @@ def as_anchors(anchor: int | Sequence[int]) -> tuple[int, ...]:
     return (as_count("anchor", anchor),)
 
 
-def as_count(name: str, value: object) -> int:
-    """Return `value` if it is an int >= 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-    return value
+def as_int(value: Any) -> int:
+    """Return an int, also numpy's, as Python's; raise TypeError for anything else."""
+    if isinstance(value, bool):
+        raise TypeError("a bool is not meant as a number")
+    return operator.index(value)
+
+
+def as_count(name: str, value: object, least: int = 1) -> int:
+    """Return `value` if it is an int, at least `least`."""
+    try:
+        count = as_int(value)
+    except TypeError:
+        count = least - 1
+    if count < least:
+        raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+    return count
 
 
 def as_sequence(name: str, values: Sequence[Ratio]) -> tuple[Ratio, ...]:
@@ -427,13 +449,22 @@ def as_sequence(name: str, values: Sequence[Ratio]) -> tuple[Ratio, ...]:
 
 def as_fraction(name: str, value: object) -> Fraction:
     """Return a finite number as the fraction it is; 1/3 typed as a float is meant as 1/3."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
+        is_tensor = hasattr(value, "item") and not isinstance(value, Real)
+        hint = ": take the number out of it with .item()" if is_tensor else ""
+        raise ValueError(f"{name} must be a finite number, got {value!r}{hint}")
     if isinstance(value, Rational):
         return Fraction(int(value.numerator), int(value.denominator))
     exact = Fraction(float(value))
     simple = exact.limit_denominator(_LARGEST_DENOMINATOR)
     return simple if float(simple) == float(value) else exact
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
 
 
 def as_ratio(value: object) -> Fraction:
@@ -486,4 +517,6 @@ def _log(ratio: Fraction, base: float | None) -> float:
 
 
 def _short(value: Fraction) -> str:
-    return str(value) if value.denominator <= _LARGEST_DENOMINATOR else f"{float(value):.6g}"
+    text = str(value)
+    is_short = value.denominator <= _LARGEST_DENOMINATOR and len(text) <= 12
+    return text if is_short else f"{float(value):.6g}"

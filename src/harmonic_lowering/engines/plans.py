@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,39 +15,48 @@ from ..taps import FrequencyTaps
 
 __all__ = ["cached_on_device"]
 
-Sizes = ParamSpec("Sizes")
 Plan = TypeVar("Plan", bound=tuple[Any, ...])
 
 
 def cached_on_device(
-    build: Callable[Concatenate[FrequencyTaps, Sizes], Plan],
-) -> Callable[Concatenate[FrequencyTaps, torch.device, Sizes], Plan]:
+    build: Callable[..., Plan],
+) -> Callable[..., Plan]:
     """Let `build(taps, *sizes)` be called as `(taps, device, *sizes)`, and remember what it made.
 
     Compilers take the plan as a constant. What is made while a tracer or a function transform is
     at work belongs to that tracer and would be poison outside, so only plain tensors are kept.
     """
 
-    def make(
-        taps: FrequencyTaps, device: torch.device, *args: Sizes.args, **kwargs: Sizes.kwargs
-    ) -> Plan:
+    def make(taps: FrequencyTaps, device: torch.device, *sizes: int) -> Plan:
         # Outside of inference mode: its tensors could not be saved for a later backward pass.
-        with torch.inference_mode(False), torch.device("cpu"):
-            entries = build(taps, *args, **kwargs)
+        with torch.inference_mode(False), torch.device("cpu"), _untraced():
+            entries = build(taps, *sizes)
             return type(entries)(e.to(device) if isinstance(e, Tensor) else e for e in entries)
 
-    remember = lru_cache(maxsize=256)(make)
+    remember = lru_cache(maxsize=128)(make)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    @wraps(build)
-    def plan(
-        taps: FrequencyTaps, device: torch.device, *args: Sizes.args, **kwargs: Sizes.kwargs
-    ) -> Plan:
-        if _tensors_are_plain():
-            return remember(taps, device, *args, **kwargs)  # type: ignore[arg-type]
-        return make(taps, device, *args, **kwargs)
+    def known(taps: FrequencyTaps, device: torch.device, *sizes: int) -> Plan:
+        return (remember if _tensors_are_plain() else make)(taps, device, *sizes)
 
-    return plan  # type: ignore[no-any-return]
+    @wraps(build)
+    def plan(taps: FrequencyTaps, device: torch.device, *sizes: int) -> Plan:
+        # A tracer's size is a symbol, or a tensor. As an index it becomes the int that it stands
+        # for: the number of bins is fixed in a graph, batch and time are not.
+        return known(taps, device, *map(operator.index, sizes))  # type: ignore[no-any-return]
+
+    return plan
+
+
+@contextmanager
+def _untraced() -> Iterator[None]:
+    """Pause torch.jit.trace, which would record how a constant is made."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def _tensors_are_plain() -> bool:

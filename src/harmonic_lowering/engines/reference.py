@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from fractions import Fraction
 
 import torch
@@ -28,7 +29,7 @@ def convolve(
 
     ``Y[b, o, f, t] = bias[o] + Σ_c Σ_j Σ_τ W[o, c, j, τ] · X̃[b, c, position_j(f), t·s + τ·d − p]``
     """
-    n_bins = input.shape[2]
+    n_bins = operator.index(input.shape[2])  # torch.jit.trace has a tensor here
     padded = F.pad(input, (0, 0, 0, 1))  # a last row of zeros, to be read from outside the input
     output_rows = []
     for f in range(0, n_bins, stride[0]):
@@ -51,7 +52,7 @@ def convolve(
 
 def _read(padded: Tensor, position: Fraction) -> Tensor:
     """Return X̃[:, :, position]: linear between two bins, zero outside 0 … n_bins − 1."""
-    n_bins = padded.shape[2] - 1
+    n_bins = operator.index(padded.shape[2]) - 1
     if not 0 <= position <= n_bins - 1:
         return padded[:, :, n_bins]
     lower = math.floor(position)
