@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from harmonic_lowering import HarmonicConv2d, LogHarmonicConv2d
-from harmonic_lowering.arguments import IntPair
+from harmonic_lowering.arguments import IntPair, pair
 from harmonic_lowering.modules import FrequencyTapConv2d
 
 __all__ = ["SingleHarmonicConv2d", "SingleLogHarmonicConv2d"]
@@ -36,8 +37,23 @@ class _OriginalsNames(FrequencyTapConv2d):
                     f"got {tuple(lowered.shape)}"
                 )
             weight = lowered.reshape(self.out_channels, rows, channels, columns)
-            state_dict[prefix + "weight"] = weight.transpose(1, 2)
+            state_dict.update(
+                {prefix + name: part for name, part in self._parts(weight.transpose(1, 2)).items()}
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _parts(self, weight: Tensor) -> dict[str, Tensor]:
+        """Return what the state dict has for a weight: more than one entry if it is normalised."""
+        if "weight" in self._parameters:
+            return {"weight": weight}
+        if not is_parametrized(self, "weight"):
+            raise ValueError(
+                "lowered_weight cannot be loaded into a layer whose weight is computed by a hook: "
+                "load it first and normalise then, or use torch.nn.utils.parametrizations"
+            )
+        held: Any = self.get_submodule("parametrizations.weight")
+        held.right_inverse(weight.to(self.weight))
+        return {f"parametrizations.weight.{name}": part for name, part in held.state_dict().items()}
 
 
 class SingleHarmonicConv2d(HarmonicConv2d, _OriginalsNames):
@@ -146,7 +162,7 @@ class SingleLogHarmonicConv2d(LogHarmonicConv2d, _OriginalsNames):
 
 
 def _dilation_in_time(dilation: IntPair) -> IntPair:
-    return dilation if isinstance(dilation, int) else (1, dilation[1])
+    return 1, pair("dilation", dilation)[1]
 
 
 def _zeros(padding_mode: str) -> str:

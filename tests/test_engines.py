@@ -82,7 +82,7 @@ def test_meta_tensors_have_shapes(engine):
         assert layer(torch.empty(2, 3, 9, 21)).shape == (2, 4, 9, 21)
 
 
-@pytest.mark.parametrize("engine", FAST)
+@pytest.mark.parametrize("engine", [*FAST, "lowering"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_memory_format_is_conv2ds(engine, dtype):
     x, w, b = tensors(dtype, channels=5)
@@ -94,7 +94,8 @@ def test_memory_format_is_conv2ds(engine, dtype):
             like = torch.nn.functional.conv2d(a, k, b, padding=1)
             assert y.stride() == like.stride()
             (grad,) = torch.autograd.grad(y.sum(), a)
-            assert grad.stride() == a.stride()
+            # an engine of stock operations leaves the format of its gradient to them
+            assert engine == "lowering" or grad.stride() == a.stride()
 
 
 @pytest.mark.parametrize("engine", FAST)

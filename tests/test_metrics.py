@@ -23,6 +23,14 @@ def test_si_sdr_of_itself_is_without_bound():
     assert si_sdr(clean, 2 * clean) > 200
 
 
+def test_si_sdr_where_there_is_nothing_to_compare():
+    clean, other = torch.tensor([1.0, -1, 1, -1]), torch.tensor([1.0, 1, -1, -1])
+    assert si_sdr(clean, other) == -torch.inf
+    for silence in (torch.zeros(4), torch.ones(4)):
+        assert si_sdr(clean, silence).isnan()
+        assert si_sdr(silence, clean).isnan()
+
+
 def test_si_sdr_refuses_different_shapes():
     with pytest.raises(ValueError, match=r"same shape, got \(5,\) and \(6,\)"):
         si_sdr(torch.ones(5), torch.ones(6))

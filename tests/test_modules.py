@@ -4,7 +4,10 @@ import copy
 import io
 import itertools
 import warnings
+from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -147,6 +150,30 @@ def test_repr_shows_what_is_not_default():
     )
 
 
+def test_repr_shows_ratios_as_numbers():
+    layer = HarmonicConv2d(
+        1, 2, (4, 1), harmonics=(r for r in (Fraction(1, 3), 0.5, np.float64(1.5), np.int64(2)))
+    )
+    assert "harmonics=(1/3, 0.5, 1.5, 2)" in repr(layer)
+    assert len(layer.taps) == 4
+    assert "origin=0.25" in repr(HarmonicConv2d(1, 2, 3, origin=np.float32(0.25)))
+    assert "engine=lowering" in repr(HarmonicConv2d(1, 2, 3, engine="lowering"))
+
+
+def test_numpys_integers_are_integers(x):
+    n = np.int64
+    layer = HarmonicConv2d(n(4), n(6), (n(3), n(3)), n(2), (0, n(1)), n(2), n(2), anchor=n(2))
+    twin = HarmonicConv2d(4, 6, 3, 2, 1, 2, 2, anchor=2)
+    assert repr(layer) == repr(twin)
+    twin.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), twin(x))
+    assert HarmonicConv2d(4, 6, 3, anchor=(n(1), n(2))).anchor == (1, 2)
+    w, b = layer.weight, layer.bias
+    y = harmonic_conv2d(x, w, b, n(2), (0, n(1)), n(2), n(2), anchor=n(2))
+    assert torch.equal(y, layer(x))
+    assert torch.equal(HarmonicLowering(n(3))(x), HarmonicLowering(3)(x))
+
+
 def test_the_choice_of_engine_can_be_asked_for(layer, x):
     choice = layer.engine_for(x)
     assert choice.engine in ("lowering", "blocked", "native")
@@ -174,6 +201,14 @@ def test_autocast(layer, x):
     torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
     y.float().sum().backward()
     assert layer.weight.grad.dtype == torch.float32
+
+
+def test_float64_under_autocast_is_conv2ds(x):
+    layer = HarmonicConv2d(4, 6, 3, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x.double()).dtype == torch.float64
+        with pytest.raises(TypeError, match=r"same dtype, got torch.float64 and torch.float32"):
+            HarmonicConv2d(4, 6, 3, bias=False)(x.double())
 
 
 def test_meta_device():
@@ -321,6 +356,56 @@ def test_the_function_compiles_to_one_graph(x):
     compiled(x, weight).sum().backward()
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", ["harmonic", "anchors", "log"])
+def test_compiles_again_for_another_number_of_bins(name, dynamic):
+    layer = LAYERS[name]()
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, fullgraph=True, backend=counter, dynamic=dynamic)
+    for bins in (16, 20, 24):
+        y = torch.randn(2, 4, bins, 12)
+        torch.testing.assert_close(compiled(y), layer(y))
+    compiled(torch.randn(2, 4, bins, 15))  # not dynamic: now it learns that length and batch vary
+    compiled(torch.randn(3, 4, bins, 15))
+    before = counter.frame_count
+    for batch, frames in ((2, 13), (5, 31), (4, 14)):
+        y = torch.randn(batch, 4, bins, frames)
+        torch.testing.assert_close(compiled(y), layer(y))
+    assert counter.frame_count == before
+    assert dynamic is None or before == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("anchor", [1, 2, 3, (1,), (2,)]),
+        ("origin", [0, 1, 2, 0.5, 1 / 3, Fraction(1, 3), Fraction(2, 3)]),
+        ("harmonics", [(1, 2, 3), (0.5, 1, 2), [1 / 3, 1, 4], (Fraction(1, 3), 1, 2.5)]),
+        ("interpolation", ["nearest", "linear"]),
+        ("bins_per_octave", [2, 3, 4, 2.5, 3.5]),
+        ("shifts", [(0, 1, 2), (0, -1, 2.5), [1, 2, 3]]),
+    ],
+)
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_arguments_of_a_compiled_function_choose_the_taps(name, values, dynamic, x):
+    weight = torch.randn(6, 4, 3, 3)
+    is_log = name in ("bins_per_octave", "shifts")
+    convolve = log_harmonic_conv2d if is_log else harmonic_conv2d
+
+    def call(x, value):
+        return convolve(x, weight, **{name: value})
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="eager", dynamic=dynamic)
+    with torch._dynamo.config.patch(recompile_limit=32):
+        for value in values:
+            torch.testing.assert_close(compiled(x, value), call(x, value))
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled(x, copy.deepcopy(values[-1]))  # an equal value needs no new graph
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
 @pytest.mark.slow
 def test_compiles_with_inductor(x):
     layer = HarmonicConv2d(4, 6, 3, padding=1, anchor=2)
@@ -337,6 +422,29 @@ def test_export_runs_at_another_length(layer, x):
     program = torch.export.export(layer, (x,), dynamic_shapes=({3: time},))
     longer = torch.randn(2, 4, 16, 31)
     torch.testing.assert_close(program.module()(longer), layer(longer))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_fixes_the_number_of_bins(strict, x):
+    layer = LAYERS["harmonic"]()
+    auto = torch.export.Dim.AUTO
+    program = torch.export.export(
+        layer, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},), strict=strict
+    )
+    other = torch.randn(5, 4, 16, 31)
+    torch.testing.assert_close(program.module()(other), layer(other))
+    with pytest.raises((AssertionError, RuntimeError), match="16"):
+        program.module()(torch.randn(2, 4, 17, 12))
+
+
+# its warnings that sizes become constants are right for the bins, and about checks for the others
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_jit_trace_runs_at_another_length(engine):
+    layer = HarmonicConv2d(4, 6, 3, stride=(1, 2), anchor=(1, 2, 3), origin=1, engine=engine)
+    traced = torch.jit.trace(layer, torch.randn(2, 4, 18, 12))  # bins that no other test has
+    longer = torch.randn(3, 4, 18, 31)
+    torch.testing.assert_close(traced(longer), layer(longer))
 
 
 @pytest.mark.parametrize("name", ["harmonic", "anchors", "shifts"])
@@ -360,6 +468,42 @@ def test_onnx_runs_at_another_length(name, x, tmp_path):
 
 
 # -------------------------------------------------------------------- dead taps
+
+
+def test_the_warning_points_at_the_line_that_calls_the_layer():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(LogHarmonicConv2d(1, 1, 3, bins_per_octave=40))
+
+        def forward(self, x):
+            return self.layers(x)  # here
+
+    x = torch.randn(1, 1, 21, 5)
+    for call in (
+        lambda: log_harmonic_conv2d(x, torch.randn(1, 1, 3, 1), bins_per_octave=30),
+        lambda: LogHarmonicLowering(3, bins_per_octave=31)(x),
+        lambda: LogHarmonicConv2d(1, 1, 3, bins_per_octave=32)(x),
+        lambda: torch.nn.Sequential(LogHarmonicConv2d(1, 1, 3, bins_per_octave=33))(x),
+        lambda: Net()(x),
+    ):
+        with pytest.warns(DeadTapWarning) as caught:
+            call()
+        (warning,) = caught
+        assert warning.filename == __file__
+        line = Path(__file__).read_text().splitlines()[warning.lineno - 1]
+        assert "lambda:" in line or "# here" in line
+
+
+def test_rows_that_see_0_hz_alone_are_reported():
+    x = torch.randn(1, 1, 6, 5)
+    with pytest.warns(DeadTapWarning, match=r"1 of 6 .* or 0 Hz alone: row 5 \(reads bin 6·f\)"):
+        HarmonicConv2d(1, 1, (6, 1))(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HarmonicConv2d(1, 1, 5)(x)
+        HarmonicConv2d(1, 1, (6, 1), origin=0.25)(x)  # bin 0 is a frequency like any other
+        HarmonicConv2d(1, 1, 3)(x[:, :, :1])
 
 
 def test_a_dead_tap_warns_once_and_names_the_row():

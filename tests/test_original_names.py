@@ -87,3 +87,28 @@ def test_a_checkpoint_of_another_shape_is_refused():
     layer = harmonic_conv.SingleHarmonicConv2d(2, 3, 5)
     with pytest.raises(ValueError, match=r"must have shape \(3, 10, 1, 5\).*got \(3, 8, 1, 5\)"):
         layer.load_state_dict({"lowered_weight": torch.zeros(3, 8, 1, 5), "bias": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("names", ["weight_norm", "spectral_norm"])
+def test_checkpoints_load_into_normalised_layers(names):
+    plain = harmonic_conv.SingleHarmonicConv2d(2, 3, (5, 3))
+    normalised = harmonic_conv.SingleHarmonicConv2d(2, 3, (5, 3)).eval()
+    net = torch.nn.Sequential(getattr(torch.nn.utils.parametrizations, names)(normalised))
+    lowered_weight, bias = torch.randn(3, 10, 1, 3), torch.randn(3)
+    plain.load_state_dict({"lowered_weight": lowered_weight, "bias": bias})
+    net.load_state_dict({"0.lowered_weight": lowered_weight, "0.bias": bias})
+    held = net[0].weight if names == "weight_norm" else net[0].parametrizations.weight.original
+    torch.testing.assert_close(held, plain.weight)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_weight_computed_by_a_hook_is_refused():
+    layer = torch.nn.utils.weight_norm(harmonic_conv.SingleHarmonicConv2d(2, 3, 3))
+    with pytest.raises(ValueError, match="load it first and normalise then"):
+        layer.load_state_dict({"lowered_weight": torch.zeros(3, 6, 1, 3), "bias": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("dilation", [(2,), (1, 2, 3), (1, 0), 0, "2", (1, 2.0)])
+def test_a_dilation_that_is_none_is_refused(dilation):
+    with pytest.raises(ValueError, match="dilation must be "):
+        harmonic_conv.SingleHarmonicConv2d(2, 3, 3, dilation=dilation)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from harmonic_lowering import FrequencyTaps, plot_taps
+from harmonic_lowering import FrequencyTaps, HarmonicConv2d, plot_taps
 
 
 def boxes(axes):
@@ -37,6 +37,31 @@ def test_it_draws_on_given_axes_and_can_be_saved(tmp_path):
     assert (tmp_path / "taps.png").stat().st_size > 1000
 
 
+def test_a_layer_will_do():
+    axes = plot_taps(HarmonicConv2d(1, 1, 4, anchor=2), torch.rand(41, 30), output_bin=10)
+    assert [y for _, y, _, _ in boxes(axes)] == [4.5, 9.5, 14.5, 19.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"output_bin": 9}, r"output_bin must be in 0 … 8, got 9"),
+        ({"output_bin": -1}, r"output_bin must be in 0 … 8, got -1"),
+        ({"output_frame": 7}, r"output_frame must be in 0 … 6, got 7"),
+        ({"kernel_frames": 0}, r"kernel_frames must be an int >= 1, got 0"),
+        ({"range_db": 0}, r"range_db must be > 0, got 0"),
+    ],
+)
+def test_places_outside_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        plot_taps(FrequencyTaps.harmonic(3), torch.zeros(9, 7), **arguments)
+
+
+def test_what_has_no_taps_is_refused():
+    with pytest.raises(TypeError, match="must be FrequencyTaps or a harmonic layer, got Conv2d"):
+        plot_taps(torch.nn.Conv2d(1, 1, 3), torch.zeros(9, 7))
+
+
 def test_a_batch_is_refused():
     with pytest.raises(ValueError, match=r"shape \(freq, time\).* got \(1, 1, 9, 9\)"):
         plot_taps(FrequencyTaps.harmonic(3), torch.zeros(1, 1, 9, 9))
@@ -44,5 +69,5 @@ def test_a_batch_is_refused():
 
 def test_without_matplotlib_the_call_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r'pip install "harmonic-lowering\[plot\]"'):
+    with pytest.raises(ImportError, match=r"a picture needs .*'harmonic-lowering\[plot\]'"):
         plot_taps(FrequencyTaps.harmonic(3), torch.zeros(9, 9))

@@ -143,3 +143,28 @@ def test_a_pickle_of_taps_is_the_same_key_in_another_process():
     # its own search path: the package need not be installed for its tests to run
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_taps_are_fractions_however_they_are_given():
+    taps = FrequencyTaps([1 / 3, 2], [0, 0.1])
+    assert taps == FrequencyTaps((Fraction(1, 3), Fraction(2)), (Fraction(0), Fraction(1, 10)))
+    assert hash(taps) == hash(copy.deepcopy(taps))
+    assert taps.positions(2) == ((0, Fraction(1, 3)), (Fraction(1, 10), Fraction(21, 10)))
+
+
+def test_descriptions_are_short():
+    taps = FrequencyTaps.from_shifts([10**30, Fraction(1, 3), -(2**0.5), 10**30 + 0.5])
+    words = [taps.describe(tap) for tap in range(4)]
+    assert words == ["f + 1e+30", "f + 1/3", "f - 1.41421", "f + 1e+30"]
+
+
+def test_the_plans_of_many_geometries_take_little_memory():
+    """Rows are two arrays a tap, of eight bytes an entry, and only some geometries are kept."""
+    from harmonic_lowering.taps import _rows
+
+    for n_bins in range(1, 200):
+        rows = FrequencyTaps.harmonic(2).rows(n_bins)
+    assert _rows.cache_info().currsize <= 64
+    assert sum(memoryview(a).nbytes for tap in rows for a in (tap.lower, tap.weight)) == (
+        16 * sum(len(tap.lower) for tap in rows)
+    )

@@ -31,7 +31,8 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> Tensor:
     Returns
     -------
     Tensor [shape=(...)], float64
-        dB; ``inf`` where the two agree.
+        dB; ``inf`` where the two agree, ``-inf`` where they have nothing in common, ``nan`` where
+        one of them is silent or constant, so that there is nothing to compare, or holds a nan.
 
     References
     ----------

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .optional import need
 from .spectral import Stft
-from .taps import FrequencyTaps
+from .taps import FrequencyTaps, as_count
 
 __all__ = ["plot_spectrograms", "plot_taps"]
 
 
 def plot_taps(
-    taps: FrequencyTaps,
+    taps: FrequencyTaps | Any,
     spectrogram: Tensor,
     *,
     output_bin: int | None = None,
@@ -31,9 +32,9 @@ def plot_taps(
 
     Parameters
     ----------
-    taps : FrequencyTaps
-        A layer's ``layer.taps``, or made by hand; ``FrequencyTaps.from_shifts((-1, 0, 1))`` is
-        where an ordinary 3-row kernel looks.
+    taps : FrequencyTaps or a layer that has them
+        A harmonic layer, or made by hand; ``FrequencyTaps.from_shifts((-1, 0, 1))`` is where an
+        ordinary 3-row kernel looks.
     spectrogram : Tensor [shape=(F, T)]
         Magnitudes, or a complex spectrum, to draw the kernel on. It need not be sound: zeros do.
     output_bin, output_frame : int, optional
@@ -52,8 +53,10 @@ def plot_taps(
 
     Raises
     ------
+    TypeError
+        If `taps` has no taps.
     ValueError
-        If `spectrogram` is not (F, T).
+        If `spectrogram` is not (F, T), or a place lies outside of it.
     ImportError
         If matplotlib is not installed.
 
@@ -63,6 +66,12 @@ def plot_taps(
     >>> axes.get_title()
     'all 5 rows read'
     """
+    taps = getattr(taps, "taps", taps)
+    if not isinstance(taps, FrequencyTaps):
+        raise TypeError(f"taps must be FrequencyTaps or a harmonic layer, got {taps!r}")
+    kernel_frames = as_count("kernel_frames", kernel_frames)
+    if not range_db > 0:
+        raise ValueError(f"range_db must be > 0, got {range_db!r}")
     if spectrogram.ndim != 2 or 0 in spectrogram.shape:
         raise ValueError(
             "spectrogram must have shape (freq, time): one channel of one recording, "
@@ -72,11 +81,16 @@ def plot_taps(
     n_bins, n_frames = level.shape
     if output_frame is None:
         output_frame = int(level.square().sum(0).argmax())
+    if not 0 <= output_frame < n_frames:
+        raise ValueError(f"output_frame must be in 0 … {n_frames - 1}, got {output_frame!r}")
     if output_bin is None:
         output_bin = int(level[:, output_frame].argmax())
+    if not 0 <= output_bin < n_bins:
+        raise ValueError(f"output_bin must be in 0 … {n_bins - 1}, got {output_bin!r}")
 
     if ax is None:
-        ax = _figure()(figsize=(7, 4.5), layout="constrained").subplots()
+        ax = _matplotlib("figure").Figure(figsize=(7, 4.5), layout="constrained").subplots()
+    rectangle = _matplotlib("patches").Rectangle
     decibels = 20 * level.clamp_min(1e-10).log10()
     top = float(decibels.max())
     ax.imshow(
@@ -87,7 +101,7 @@ def plot_taps(
     inside = [position for position in positions if 0 <= position <= n_bins - 1]
     for position in inside:
         # An outline one bin high, and a tick beside it that is visible at any size of picture.
-        ax.add_patch(_rectangle()((left, position - 0.5), kernel_frames, 1, fill=False, ec="C3"))
+        ax.add_patch(rectangle((left, position - 0.5), kernel_frames, 1, fill=False, ec="C3"))
         ax.plot([left - 1, left + kernel_frames + 1], [position] * 2, color="C3", lw=2, alpha=0.75)
     ax.plot(output_frame, output_bin, "o", color="C0", ms=7, label="output")
     outside = len(positions) - len(inside)
@@ -128,7 +142,7 @@ def plot_spectrograms(
         spectrum = transform(waveform if waveform.ndim == 2 else waveform[None])
         levels[title] = 10 * spectrum.abs().square().mean(0).clamp_min(1e-20).log10()
     loudest = max(float(level.max()) for level in levels.values())
-    figure = _figure()(figsize=(9, 2.7 * len(levels)), layout="constrained")
+    figure = _matplotlib("figure").Figure(figsize=(9, 2.7 * len(levels)), layout="constrained")
     axes = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (title, waveform) in zip(axes, waveforms.items(), strict=True):
         image = axis.imshow(
@@ -146,18 +160,6 @@ def plot_spectrograms(
     return figure
 
 
-def _figure() -> Any:
-    """Return matplotlib's Figure: it needs no window and touches no global state."""
-    try:
-        from matplotlib.figure import Figure
-    except Exception as error:  # a broken installation raises more than ImportError
-        raise ImportError(
-            'pictures need matplotlib: pip install "harmonic-lowering[plot]"'
-        ) from error
-    return Figure
-
-
-def _rectangle() -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle
+def _matplotlib(part: str) -> Any:
+    # not pyplot: its Figure needs no window and touches no global state
+    return need(f"matplotlib.{part}", "a picture", "harmonic-lowering[plot]")

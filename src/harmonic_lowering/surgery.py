@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from inspect import signature
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .modules import FrequencyTapConv2d, HarmonicConv2d, LogHarmonicConv2d
+from .modules import FrequencyTapConv2d, HarmonicConv2d
 from .taps import Ratio
 
 __all__ = ["Swap", "SwapReport", "replace_conv2d"]
@@ -54,7 +55,7 @@ class SwapReport:
 
 def replace_conv2d(
     model: nn.Module,
-    layer: type[HarmonicConv2d] | type[LogHarmonicConv2d] = HarmonicConv2d,
+    layer: type[FrequencyTapConv2d] = HarmonicConv2d,
     *,
     select: Callable[[str, nn.Conv2d], bool] | str | Iterable[str] | None = None,
     origin: Ratio | Mapping[str, Ratio] = 0,
@@ -72,18 +73,21 @@ def replace_conv2d(
     model : Module
         Network to change, of inputs (batch, channel, freq, time). It must not itself be the Conv2d
         to swap.
-    layer : {HarmonicConv2d, LogHarmonicConv2d}
+    layer : {HarmonicConv2d, LogHarmonicConv2d} or a subclass
         What to put in.
     select : callable, str or iterable of str, optional
         Which layers to swap: ``select(name, conv) -> bool``, or names as in `named_modules`, where
-        ``*`` stands for anything (``"encoder.*"``). All Conv2d layers if left out.
+        ``*`` stands for anything (``"encoder.*"``). All Conv2d layers if left out. A layer used in
+        several places answers to each of its names.
     origin : float or mapping from name to float
         The `origin` of each layer, if `layer` is `HarmonicConv2d`: behind a pooling or a stride it
-        differs, see `origin_after_pooling`. Names may hold ``*``; layers not named get 0.
+        differs, see `origin_after_pooling`. Names may hold ``*``, and the first that fits counts;
+        layers not named get 0.
     dry_run : bool
         Change nothing and report what would be done.
     **harmonic
-        Passed on to `layer`: ``anchor``, ``harmonics``, ``bins_per_octave``, ``engine`` …
+        Passed on to `layer`: ``anchor``, ``harmonics``, ``bins_per_octave``, ``engine`` … What
+        Conv2d has too is each layer's own.
 
     Returns
     -------
@@ -93,14 +97,17 @@ def replace_conv2d(
     Raises
     ------
     ValueError
-        If `model` is a Conv2d itself, or a selected name does not exist. Nothing is changed then.
+        If `model` is a Conv2d itself, a selected name or one with an origin does not exist, or an
+        argument does not fit. Nothing is changed then.
+    TypeError
+        If `layer` is not a harmonic layer.
 
     Notes
     -----
     Weights and biases are carried over where their shapes agree (they do unless `anchor` is a
     sequence), as the same parameters, so that an optimiser that holds them goes on working. A
     layer used in two places of the network is one layer afterwards too. Reparametrised layers
-    (``weight_norm`` and the like) are kept: swap first, then reparametrise.
+    (``weight_norm`` and the like) and layers with hooks are kept: swap first, then add them.
 
     Examples
     --------
@@ -117,27 +124,41 @@ def replace_conv2d(
             f"model is a {type(model).__name__} itself and cannot be swapped in place: build the "
             "harmonic layer directly, or pass the network that holds it"
         )
-    convolutions = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and not isinstance(module, FrequencyTapConv2d)
-    }
-    chosen = _chosen(convolutions, select)
+    if not (isinstance(layer, type) and issubclass(layer, FrequencyTapConv2d)):
+        raise TypeError(
+            f"layer must be HarmonicConv2d, LogHarmonicConv2d or a subclass, got {layer!r}"
+        )
+    if origin != 0 and not issubclass(layer, HarmonicConv2d):
+        raise ValueError(
+            f"origin belongs to a linear frequency axis and {layer.__name__} has none, "
+            f"got origin={origin!r}"
+        )
+    if clash := _OF_CONV2D & harmonic.keys():
+        raise ValueError(
+            f"{', '.join(sorted(clash))} cannot be given: each layer keeps what its Conv2d has"
+        )
+    names: dict[nn.Conv2d, list[str]] = {}  # one layer may have several
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Conv2d) and not isinstance(module, FrequencyTapConv2d):
+            names.setdefault(module, []).append(name)
+    chosen = _chosen(names, select)
     origins = origin if isinstance(origin, Mapping) else {"*": origin}
+    if isinstance(origin, Mapping):
+        _check_patterns("origin", origins, names)
 
     outcomes: list[Swap] = []
     replacements: dict[nn.Module | None, nn.Module] = {}
-    for name, conv in convolutions.items():
-        obstacle = _obstacle(conv) if chosen(name, conv) else "it was not selected"
+    for conv, aliases in names.items():
+        obstacle = _obstacle(conv) if chosen(aliases, conv) else "it was not selected"
         if obstacle is None:
             arguments = dict(harmonic)
-            if issubclass(layer, HarmonicConv2d):
-                matches = [o for pattern, o in origins.items() if fnmatchcase(name, pattern)]
-                arguments["origin"] = matches[0] if matches else 0
-            replacements[conv], weight = _harmonic_twin(conv, layer, arguments)
-            outcomes.append(Swap(name, True, f"{layer.__name__}, {weight}"))
+            here = next((o for pattern, o in origins.items() if _fits(aliases, pattern)), 0)
+            if here != 0:
+                arguments["origin"] = here
+            replacements[conv], weight = _harmonic_twin(conv, layer, arguments, dry_run)
+            outcomes.append(Swap(aliases[0], True, f"{layer.__name__}, {weight}"))
         else:
-            outcomes.append(Swap(name, False, obstacle))
+            outcomes.append(Swap(aliases[0], False, obstacle))
 
     if not dry_run:
         for parent in model.modules():
@@ -147,28 +168,43 @@ def replace_conv2d(
     return SwapReport(tuple(outcomes), dry_run)
 
 
+_OF_CONV2D = set(signature(nn.Conv2d).parameters)
+
+
 def _chosen(
-    convolutions: Mapping[str, nn.Conv2d],
+    names: Mapping[nn.Conv2d, list[str]],
     select: Callable[[str, nn.Conv2d], bool] | str | Iterable[str] | None,
-) -> Callable[[str, nn.Conv2d], bool]:
+) -> Callable[[list[str], nn.Conv2d], bool]:
     if select is None:
-        return lambda name, conv: True
+        return lambda aliases, conv: True
     if callable(select):
-        return select
+        return lambda aliases, conv: any(select(name, conv) for name in aliases)
     patterns = (select,) if isinstance(select, str) else tuple(select)
+    _check_patterns("select", patterns, names)
+    return lambda aliases, conv: any(_fits(aliases, pattern) for pattern in patterns)
+
+
+def _check_patterns(
+    argument: str, patterns: Iterable[str], names: Mapping[nn.Conv2d, list[str]]
+) -> None:
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in convolutions):
+        if not any(_fits(aliases, pattern) for aliases in names.values()):
+            known = ", ".join(name for aliases in names.values() for name in aliases)
             raise ValueError(
-                f"select names {pattern!r}, but no Conv2d of the model is called so; "
-                f"there are {', '.join(convolutions) or 'none'}"
+                f"{argument} names {pattern!r}, but no Conv2d of the model is called so; "
+                f"there are {known or 'none'}"
             )
-    return lambda name, conv: any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _fits(aliases: Iterable[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in aliases)
 
 
 def _obstacle(conv: nn.Conv2d) -> str | None:
     """Return why there is no harmonic layer of the same shape, or None."""
     rows = conv.kernel_size[0]
-    if is_parametrized(conv) or conv._forward_pre_hooks or conv._forward_hooks:
+    has_hooks = any(held for name, held in vars(conv).items() if name.endswith("_hooks"))
+    if is_parametrized(conv) or has_hooks:
         return "it is reparametrised or has hooks: swap first, then add them"
     if type(conv) is not nn.Conv2d:
         return f"it is a {type(conv).__name__}, which may compute something else"
@@ -184,25 +220,25 @@ def _obstacle(conv: nn.Conv2d) -> str | None:
 
 
 def _harmonic_twin(
-    conv: nn.Conv2d,
-    layer: type[HarmonicConv2d] | type[LogHarmonicConv2d],
-    harmonic: dict[str, Any],
+    conv: nn.Conv2d, layer: type[FrequencyTapConv2d], harmonic: dict[str, Any], dry_run: bool
 ) -> tuple[nn.Module, str]:
     """Return the layer that takes the place of `conv`, and what became of its weights."""
+    # by name: layers with the original's signature have another order
     twin = layer(
-        conv.in_channels,
-        conv.out_channels,
-        (conv.kernel_size[0], conv.kernel_size[1]),
-        (conv.stride[0], conv.stride[1]),
-        conv.padding if isinstance(conv.padding, str) else (0, conv.padding[1]),
-        (1, conv.dilation[1]),
-        conv.groups,
-        conv.bias is not None,
-        device=conv.weight.device,
+        in_channels=conv.in_channels,
+        out_channels=conv.out_channels,
+        kernel_size=(conv.kernel_size[0], conv.kernel_size[1]),
+        stride=(conv.stride[0], conv.stride[1]),
+        padding=conv.padding if isinstance(conv.padding, str) else (0, conv.padding[1]),
+        dilation=(1, conv.dilation[1]),
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        device="meta" if dry_run else conv.weight.device,  # trying draws no random numbers
         dtype=conv.weight.dtype,
         **harmonic,
     )
     twin.train(conv.training)
+    twin.requires_grad_(conv.weight.requires_grad)
     twin.bias = conv.bias
     if twin.weight.shape != conv.weight.shape:
         return twin, f"new weight of shape {tuple(twin.weight.shape)}"
