@@ -4,8 +4,8 @@ import pytest
 import torch
 from oracle import fixed_case
 
-from harmonic_lowering import HarmonicConv2d, engines, harmonic_conv2d
-from harmonic_lowering.engines import blocked, native
+from harmonic_lowering import HarmonicConv2d, arguments, engines, harmonic_conv2d
+from harmonic_lowering.engines import blocked, native, plans
 from harmonic_lowering.taps import FrequencyTaps
 
 FAST = ["blocked", "native"]
@@ -240,3 +240,44 @@ def test_bands_hold_what_lives_and_nothing_twice():
     assert plan.convolved_first[0][1:] == (0, 31)
     assert [(band.start, band.stop) for band in plan.bands] == [(0, 30), (30, 40), (40, 60)]
     assert [band.taps for band in plan.bands] == [(1, 2, 3), (1, 2), (1,)]
+
+
+# -------------------------------------------------------------------- plans
+
+
+def test_plans_are_kept_up_to_a_number_of_bytes(monkeypatch):
+    monkeypatch.setattr(plans, "KEPT_BYTES", 1000)
+    made = []
+
+    @plans.cached_on_device
+    def plan(taps, size):
+        made.append(size)
+        return (torch.zeros(size, dtype=torch.uint8),)
+
+    def ask(size):
+        (tensor,) = plan(FrequencyTaps.harmonic(2), torch.device("cpu"), size)
+        assert tensor.shape == (size,)
+
+    for size in (300, 400, 300, 400):
+        ask(size)
+    assert made == [300, 400]
+    ask(500)  # 1200 bytes: the oldest goes
+    ask(400)
+    assert made == [300, 400, 500]
+    ask(300)  # 1200 bytes again
+    ask(400)
+    assert made == [300, 400, 500, 300, 400]
+    ask(2000)  # more than fits is kept alone
+    ask(2000)
+    assert made[5:] == [2000]
+    ask(300)
+    assert made[5:] == [2000, 300]
+
+
+def test_eager_calls_leave_nothing_behind():
+    """Only a compiler needs names for taps."""
+    x, w, b = tensors()
+    before = len(vars(arguments._named_taps))
+    for step in range(300):
+        harmonic_conv2d(x, w, b, origin=step / 300)
+    assert len(vars(arguments._named_taps)) == before

@@ -41,23 +41,27 @@ IntPair = int | tuple[int, int]
 
 def pair(name: str, value: IntPair, least: int = 1) -> tuple[int, int]:
     """Return an int twice, or a pair as it is; both entries at least `least`."""
-    entries = value if isinstance(value, Sequence) else (value, value)
     try:
-        first, second = (as_int(entry) for entry in entries)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{name} must be an int or a pair (freq, time) of ints, got {value!r}"
-        ) from None
-    if min(first, second) < least:
+        if isinstance(value, (tuple, list)):
+            first, second = as_int(value[0]), as_int(value[1])
+            is_pair = len(value) == 2
+        else:
+            first = second = as_int(value)
+            is_pair = True
+    except (TypeError, IndexError):
+        is_pair = False
+    if not is_pair:
+        raise ValueError(f"{name} must be an int or a pair (freq, time) of ints, got {value!r}")
+    if first < least or second < least:
         raise ValueError(f"{name} must be >= {least}, got {value!r}")
     return first, second
 
 
 def time_only(name: str, value: IntPair, frequency: int, least: int = 1) -> int:
     """Return the entry for time: an int means time only, a pair must have `frequency` first."""
-    along_frequency, along_time = pair(name, value, min(least, frequency))
-    if not isinstance(value, Sequence):
+    if not isinstance(value, (tuple, list)):
         return pair(name, value, least)[1]
+    along_frequency, along_time = pair(name, value, min(least, frequency))
     if along_frequency != frequency or along_time < least:
         raise ValueError(
             f"{name} along frequency must be {frequency}, because the kernel's rows lie at "

@@ -224,7 +224,7 @@ def harmonic_conv2d(
     taps = harmonic_taps(
         _n_rows(weight), anchor, harmonics, origin, interpolation, rows_of_all_anchors=True
     )
-    weight = mix_anchors(weight, anchor_weight, len(as_anchors(anchor)))
+    weight = mix_anchors(weight, anchor_weight, anchor)
     return frequency_tap_conv2d(
         input, weight, bias, stride, padding, dilation, groups, taps=taps, engine=engine
     )
@@ -303,7 +303,7 @@ def log_harmonic_conv2d(
         interpolation,
         rows_of_all_anchors=True,
     )
-    weight = mix_anchors(weight, anchor_weight, len(as_anchors(anchor)))
+    weight = mix_anchors(weight, anchor_weight, anchor)
     return frequency_tap_conv2d(
         input, weight, bias, stride, padding, dilation, groups, taps=taps, engine=engine
     )
@@ -416,10 +416,13 @@ def lower(input: Tensor, taps: FrequencyTaps) -> Tensor:
     return output if input.ndim == 4 else output.squeeze(0)
 
 
-def mix_anchors(weight: Tensor, anchor_weight: Tensor | None, n_anchors: int) -> Tensor:
+def mix_anchors(
+    weight: Tensor, anchor_weight: Tensor | None, anchor: int | Sequence[int]
+) -> Tensor:
     """Scale the rows of each anchor's kernel by that anchor's weight."""
     if anchor_weight is None:
         return weight
+    n_anchors = len(as_anchors(anchor))
     if anchor_weight.shape != (n_anchors,):
         raise ValueError(
             "anchor_weight must have one entry for each anchor, "

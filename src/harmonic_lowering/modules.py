@@ -114,7 +114,7 @@ class FrequencyTapConv2d(nn.Conv2d):
             )
         return frequency_tap_conv2d(
             input,
-            mix_anchors(weight, self.anchor_weight, len(as_anchors(self.anchor))),
+            mix_anchors(weight, self.anchor_weight, self.anchor),
             bias,
             self.stride,
             self.padding,
@@ -202,6 +202,9 @@ class HarmonicConv2d(FrequencyTapConv2d):
     Input (B, C, F, T) or (C, F, T), output (B, O, ceil(F / stride_f), T') with Conv2d's T'.
     Of the multiplications of a `Conv2d` of the same shape the share Σ_k min(1, n/k) / K reads
     something; the rest is zero by definition.
+
+    Batch and time may vary in a compiled or exported graph; the number of bins F is fixed, for
+    `torch.export` and `torch.jit.trace` at the one that they see.
 
     Not for log-frequency (constant-Q, mel) spectrograms: see `LogHarmonicConv2d` for constant-Q.
     On a mel axis harmonics are neither proportional nor equidistant.

@@ -163,11 +163,12 @@ def _slab(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
 
     for tap, start, stop in plan.convolved_first:
         live, sources = taps.rows(n_bins, frequency_stride)[tap], slice(start, stop)
-        done = convolve(rows[:, sources], weight[:, :, tap].unsqueeze(2), None)
+        # a row of zeros again, for what has no upper row
+        done = F.pad(convolve(rows[:, sources], weight[:, :, tap].unsqueeze(2), None), (0, 0, 0, 1))
         lower, upper, blend = read_plan(
             taps, device, n_bins, frequency_stride, tap, live.start, live.stop
         )
-        above = None if upper is None else upper - start
+        above = None if upper is None else (upper - start).clamp(max=stop - start)
         read = _read(done, 2, lower - start, above, blend[..., 0])
         output[:, :, live.start : live.stop] += read
     return output
@@ -179,9 +180,9 @@ def _read(rows: Tensor, dim: int, lower: Tensor, upper: Tensor | None, blend: Te
     if upper is None:
         return read
     blend = blend.to(rows.dtype if rows.dtype == torch.float64 else torch.float32)
-    # Not lerp, and nothing of an upper row of weight 0: an infinity must not turn into NaN.
-    above = rows.index_select(dim, upper).to(blend.dtype).masked_fill(blend == 0, 0)
-    return torch.addcmul(read.to(blend.dtype) * (1 - blend), above, blend).to(rows.dtype)
+    above = rows.index_select(dim, upper).to(blend.dtype)
+    # not lerp, which is below + w·(above − below): NaN where one of them is infinite
+    return read.to(blend.dtype).mul_(1 - blend).addcmul_(above, blend).to(rows.dtype)
 
 
 # -------------------------------------------------------------------- the plan
@@ -247,7 +248,7 @@ def read_plan(
         source = rows.lower[row - rows.start] if lives else n_bins
         blend = rows.weight[row - rows.start] if lives else 0.0
         lower.append(source)
-        upper.append(source + 1 if blend else source)
+        upper.append(source + 1 if blend else n_bins)
         weight.append(blend)
     return (
         torch.tensor(lower),

@@ -33,11 +33,12 @@ def convolve(
     groups: int = 1,
 ) -> Tensor:
     """Stack, then convolve; the formula is `engines.reference.convolve`'s."""
-    lowered = read_taps(input, taps, stride[0]).flatten(1, 2)
-    if memory_format(input, weight) == torch.channels_last:
-        lowered = lowered.contiguous(memory_format=torch.channels_last)
+    # Rows are gathered fastest where each is in one piece; the result's format is Conv2d's again.
+    lowered = read_taps(input.contiguous(), taps, stride[0]).flatten(1, 2)
     kernel = weight.flatten(1, 2).unsqueeze(2)
-    return F.conv2d(lowered, kernel, bias, (1, stride[1]), (0, padding), (1, dilation), groups)
+    strides, dilations = (1, stride[1]), (1, dilation)
+    output = F.conv2d(lowered, kernel, bias, strides, (0, padding), dilations, groups)
+    return output.contiguous(memory_format=memory_format(input, weight))
 
 
 def read_taps(input: Tensor, taps: FrequencyTaps, stride: int = 1) -> Tensor:
@@ -50,7 +51,7 @@ def read_taps(input: Tensor, taps: FrequencyTaps, stride: int = 1) -> Tensor:
         weight = weight.to(input.dtype if input.dtype == torch.float64 else torch.float32)
         above = padded.index_select(2, upper).to(weight.dtype)
         # Not lerp, which is below + w·(above − below): NaN where one of them is infinite.
-        read = torch.addcmul(read.to(weight.dtype) * (1 - weight), above, weight).to(input.dtype)
+        read = read.to(weight.dtype).mul_(1 - weight).add_(above.mul_(weight)).to(input.dtype)
     batch, channels, _, frames = input.shape
     return read.view(batch, channels, len(taps), -(-input.shape[2] // stride), frames)
 

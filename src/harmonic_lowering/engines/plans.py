@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache, wraps
+from functools import wraps
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from ..taps import FrequencyTaps
 
 __all__ = ["cached_on_device"]
 
+KEPT_BYTES = 16 << 20  # for each kind of plan; a network's geometries take a few MB
 Plan = TypeVar("Plan", bound=tuple[Any, ...])
 
 
@@ -33,7 +35,7 @@ def cached_on_device(
             entries = build(taps, *sizes)
             return type(entries)(e.to(device) if isinstance(e, Tensor) else e for e in entries)
 
-    remember = lru_cache(maxsize=128)(make)
+    remember = _remembered(make)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def known(taps: FrequencyTaps, device: torch.device, *sizes: int) -> Plan:
@@ -46,6 +48,31 @@ def cached_on_device(
         return known(taps, device, *map(operator.index, sizes))  # type: ignore[no-any-return]
 
     return plan
+
+
+def _remembered(make: Callable[..., Plan]) -> Callable[..., Plan]:
+    """Keep what `make` makes, the newest `KEPT_BYTES` of it."""
+    plans: dict[tuple[Any, ...], Plan] = {}
+    held = 0
+    lock = Lock()
+
+    def remember(*key: Any) -> Plan:
+        nonlocal held
+        plan = plans.get(key)
+        if plan is None:
+            plan = make(*key)
+            with lock:
+                held += 0 if key in plans else _n_bytes(plan)
+                plans[key] = plan
+                while held > KEPT_BYTES and len(plans) > 1:
+                    held -= _n_bytes(plans.pop(next(iter(plans))))
+        return plan
+
+    return remember
+
+
+def _n_bytes(plan: tuple[Any, ...]) -> int:
+    return sum(entry.nbytes for entry in plan if isinstance(entry, Tensor))
 
 
 @contextmanager
