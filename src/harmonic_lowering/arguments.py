@@ -42,16 +42,11 @@ IntPair = int | tuple[int, int]
 def pair(name: str, value: IntPair, least: int = 1) -> tuple[int, int]:
     """Return an int twice, or a pair as it is; both entries at least `least`."""
     try:
-        if isinstance(value, (tuple, list)):
-            first, second = as_int(value[0]), as_int(value[1])
-            is_pair = len(value) == 2
-        else:
-            first = second = as_int(value)
-            is_pair = True
-    except (TypeError, IndexError):
-        is_pair = False
-    if not is_pair:
-        raise ValueError(f"{name} must be an int or a pair (freq, time) of ints, got {value!r}")
+        first, second = map(as_int, value if isinstance(value, (tuple, list)) else (value, value))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} must be an int or a pair (freq, time) of ints, got {value!r}"
+        ) from None
     if first < least or second < least:
         raise ValueError(f"{name} must be >= {least}, got {value!r}")
     return first, second

@@ -8,12 +8,7 @@ dilation given as one int concerns time only.
 
 from __future__ import annotations
 
-import operator
-import os
-import sys
-import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +24,10 @@ from .arguments import (
     time_only,
     time_padding,
 )
-from .engines.handover import computes_in
+from .checks import DeadTapWarning, check_input, check_weight, n_rows, warn_of_dead_taps
 from .engines.lowering import read_taps
 from .engines.plans import cached_on_device
-from .taps import FrequencyTaps, Interpolation, Ratio, as_anchors, as_count
+from .taps import FrequencyTaps, Interpolation, Ratio, as_anchors
 
 __all__ = [
     "DeadTapWarning",
@@ -42,10 +37,6 @@ __all__ = [
     "log_harmonic_conv2d",
     "log_harmonic_lowering",
 ]
-
-
-class DeadTapWarning(UserWarning):
-    """A kernel row reads nothing at any bin but 0 Hz, so its weights have nothing to learn."""
 
 
 def frequency_tap_conv2d(
@@ -124,8 +115,8 @@ def frequency_tap_conv2d(
     >>> frequency_tap_conv2d(x, w, padding=1, taps=taps).shape
     torch.Size([4, 8, 257, 100])
     """
-    _check_input(input)
-    _check_weight(input, weight, bias, taps, groups)
+    check_input(input)
+    check_weight(input, weight, bias, taps, groups)
     strides = pair("stride", stride)
     time_dilation = time_only("dilation", dilation, frequency=1)
     total = time_padding(padding, weight.shape[3], time_dilation, strides)
@@ -134,7 +125,7 @@ def frequency_tap_conv2d(
             f"the kernel spans {time_dilation * (weight.shape[3] - 1) + 1} frames but the padded "
             f"input has {input.shape[-1] + total}: give a longer input, or padding=(0, p)"
         )
-    _warn_of_dead_taps(taps, input.shape[-2])
+    warn_of_dead_taps(taps, input.shape[-2])
 
     convolve = engines.ENGINES[engines.choose(engine, input, weight, bias).engine]
     distinct = merged_taps(taps)
@@ -222,7 +213,7 @@ def harmonic_conv2d(
     [0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
     taps = harmonic_taps(
-        _n_rows(weight), anchor, harmonics, origin, interpolation, rows_of_all_anchors=True
+        n_rows(weight), anchor, harmonics, origin, interpolation, rows_of_all_anchors=True
     )
     weight = mix_anchors(weight, anchor_weight, anchor)
     return frequency_tap_conv2d(
@@ -292,7 +283,7 @@ def log_harmonic_conv2d(
     torch.Size([1, 4, 84, 50])
     """
     taps = log_harmonic_taps(
-        _n_rows(weight),
+        n_rows(weight),
         anchor,
         harmonics,
         bins_per_octave,
@@ -409,8 +400,8 @@ def _merge_plan(taps: FrequencyTaps) -> tuple[Tensor]:
 
 def lower(input: Tensor, taps: FrequencyTaps) -> Tensor:
     """Return the copies of `input` that `taps` reads, as channels ``k·C + c``."""
-    _check_input(input)
-    _warn_of_dead_taps(taps, input.shape[-2])
+    check_input(input)
+    warn_of_dead_taps(taps, input.shape[-2])
     batched = input if input.ndim == 4 else input.unsqueeze(0)
     output = read_taps(batched, taps).transpose(1, 2).flatten(1, 2)
     return output if input.ndim == 4 else output.squeeze(0)
@@ -430,99 +421,3 @@ def mix_anchors(
         )
     scale = anchor_weight.repeat_interleave(weight.shape[2] // n_anchors)
     return weight * scale[:, None]
-
-
-# -------------------------------------------------------------------- checks
-
-
-def _check_input(input: Tensor) -> None:
-    if input.ndim not in (3, 4):
-        raise ValueError(
-            "input must be a spectrogram of shape (batch, channel, freq, time) or (channel, freq, "
-            f"time), got {input.ndim} dimensions: {tuple(input.shape)}"
-        )
-    if not input.is_floating_point():
-        hint = (
-            "use torch.view_as_real and take the two parts as channels"
-            if input.is_complex()
-            else "convert it with .float()"
-        )
-        raise TypeError(f"input must be of a floating-point dtype, got {input.dtype}: {hint}")
-    if input.shape[-2] == 0:
-        raise ValueError(f"input has no frequency bins: {tuple(input.shape)}")
-
-
-def _n_rows(weight: Tensor) -> int:
-    if weight.ndim != 4 or weight.shape[3] == 0:
-        raise ValueError(
-            "weight must have shape (out_channels, in_channels / groups, rows, frames) with at "
-            f"least one frame, got {tuple(weight.shape)}"
-        )
-    return weight.shape[2]
-
-
-def _check_weight(
-    input: Tensor, weight: Tensor, bias: Tensor | None, taps: FrequencyTaps, groups: int
-) -> None:
-    if _n_rows(weight) != len(taps):
-        raise ValueError(
-            f"weight must have shape (out_channels, in_channels / groups, {len(taps)}, frames): a "
-            f"row for each of the {len(taps)} taps, got {tuple(weight.shape)}"
-        )
-    as_count("groups", groups)
-    channels = input.shape[-3]
-    if channels != weight.shape[1] * groups or weight.shape[0] % groups:
-        raise ValueError(
-            f"a weight of shape {tuple(weight.shape)} with groups={groups} needs an input of "
-            f"{weight.shape[1] * groups} channels and out_channels divisible by groups, "
-            f"got an input of shape {tuple(input.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"bias must have shape ({weight.shape[0]},), one entry for each output channel, "
-            f"got {tuple(bias.shape)}"
-        )
-    tensors = [input, weight] if bias is None else [input, weight, bias]
-    if len({t.dtype for t in tensors}) > 1 and len({computes_in(t) for t in tensors}) > 1:
-        raise TypeError(
-            f"{'input and weight' if bias is None else 'input, weight and bias'} must have the "
-            f"same dtype, got {' and '.join(str(t.dtype) for t in tensors)}: convert them, or use "
-            "torch.autocast (which leaves float64 as it is)"
-        )
-
-
-def _warn_of_dead_taps(taps: FrequencyTaps, n_bins: int) -> None:
-    if not torch.compiler.is_compiling():
-        _warn_once_of_dead_taps(taps, operator.index(n_bins))  # torch.jit.trace has tensors here
-
-
-@lru_cache(maxsize=512)  # which is what makes it warn once for each geometry
-def _warn_once_of_dead_taps(taps: FrequencyTaps, n_bins: int) -> None:
-    idle = [tap for tap in range(len(taps)) if _reads_0_hz_at_most(taps, tap, n_bins)]
-    if idle:
-        names = ", ".join(f"{tap} (reads bin {taps.describe(tap)})" for tap in idle)
-        warnings.warn(
-            f"{len(idle)} of {len(taps)} kernel rows read nothing in {n_bins} bins, or 0 Hz alone: "
-            f"row {names}. Use fewer rows or a larger anchor; on a logarithmic axis, "
-            "check bins_per_octave (or out_log_scale and radix) against the spectrogram's.",
-            DeadTapWarning,
-            stacklevel=_stacklevel_of_the_caller(),
-        )
-
-
-def _reads_0_hz_at_most(taps: FrequencyTaps, tap: int, n_bins: int) -> bool:
-    live = taps.live_range(tap, n_bins)
-    reads_bin_0_at_bin_0 = taps.slopes[tap] != 1 and taps.offsets[tap] == 0
-    return not live or (live == range(1) and reads_bin_0_at_bin_0 and n_bins > 1)
-
-
-def _stacklevel_of_the_caller() -> int:
-    """Return the stacklevel, for the function that asks, of the first line that is not a layer's.
-
-    A layer may be called by any number of torch's containers, hooks and transforms.
-    """
-    ours = tuple(os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
-        frame, level = frame.f_back, level + 1
-    return level
