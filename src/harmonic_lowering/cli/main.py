@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import cast
 
-from . import build_native, denoise
+from . import bench, build_native, denoise
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     denoise.add_parser(subparsers)
     build_native.add_parser(subparsers)
+    bench.add_parser(subparsers)
     return parser
 
 
