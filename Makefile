@@ -43,7 +43,7 @@ bench: $(READY) native ## time the layer against its peers; needs a quiet machin
 bench-peers: $(READY) ## install torchvision beside, in .venv-peers (several GB), for make bench
 	@echo "== a second environment in $(VENV)-peers, for torchvision's deform_conv2d"
 	@test -x $(VENV)-peers/bin/pip || $(PYTHON) -m venv $(VENV)-peers
-	@$(VENV)-peers/bin/python -m pip install --editable ".[bench]" torch==2.14.1 torchvision==0.29.1
+	@$(VENV)-peers/bin/python -m pip install torch==2.14.1 torchvision==0.29.1 numpy
 
 clean: ## remove the environments, caches and outputs
 	rm -rf $(VENV) $(VENV)-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output
