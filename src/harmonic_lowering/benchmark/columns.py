@@ -82,7 +82,7 @@ class Stacking(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Resample for each kernel row, stack as channels, convolve along time."""
         copies = [
-            torch.lerp(input[:, :, lower], input[:, :, upper], blend.expand_as(input[0, 0])) * live
+            torch.lerp(input[:, :, lower], input[:, :, upper], blend) * live
             for lower, upper, blend, live in zip(
                 self.lower, self.upper, self.blend, self.live, strict=True
             )

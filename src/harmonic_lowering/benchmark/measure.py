@@ -35,27 +35,26 @@ class Case:
     backward: bool = False
     device: str = "cpu"
 
-    def tensors(self, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-        """Make random numbers in place, so that making them leaves no peak behind."""
-        made = torch.empty(
-            shape,
-            dtype=getattr(torch, self.dtype),
-            device=self.device,
-            memory_format=FORMATS[self.memory_format],
-        )
-        generator = torch.Generator(self.device).manual_seed(len(shape) + shape[1])
-        return made.uniform_(-1, 1, generator=generator).to(dtype or made.dtype)
+    def tensors(self, *, constant: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return the input, and the output's gradient if there is a backward pass.
 
-    def input(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the input of the setting."""
+        They are filled in place, so that making them leaves no peak behind; with `constant` fast.
+        """
         s = self.setting
-        made = self.tensors((s.batch, s.in_channels, s.bins, s.frames), dtype)
-        return made.requires_grad_(self.backward)
-
-    def grad(self, dtype: torch.dtype | None = None) -> Tensor:
-        """Return a gradient of the output."""
-        s = self.setting
-        return self.tensors((s.batch, s.out_channels, s.bins, s.frames), dtype)
+        made = []
+        for seed, channels in enumerate((s.in_channels, s.out_channels)[: 1 + self.backward]):
+            tensor = torch.empty(
+                (s.batch, channels, s.bins, s.frames),
+                dtype=getattr(torch, self.dtype),
+                device=self.device,
+                memory_format=FORMATS[self.memory_format],
+            )
+            generator = torch.Generator(self.device).manual_seed(seed)
+            made.append(
+                tensor.fill_(0.5) if constant else tensor.uniform_(-1, 1, generator=generator)
+            )
+        input, *grad = made
+        return input.requires_grad_(self.backward), grad[0] if grad else None
 
     def module(self) -> nn.Module:
         """Return the column's module with this dtype, format and device."""
@@ -63,64 +62,64 @@ class Case:
         return made.to(memory_format=FORMATS[self.memory_format])  # type: ignore[call-overload,no-any-return]
 
 
-def step(case: Case) -> Callable[[], None]:
-    """Return a function that makes one pass and waits for it."""
-    module, input = case.module(), case.input()
-    grad = case.grad() if case.backward else None
+def step(
+    module: Callable[[Tensor], Tensor], input: Tensor, grad: Tensor | None
+) -> Callable[[], list[Tensor]]:
+    """Return a function that makes one pass, waits for it and returns its results."""
+    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
 
-    def run() -> None:
+    def run() -> list[Tensor]:
         if grad is None:
             with torch.no_grad():
-                module(input)
+                found = [module(input)]
         else:
-            input.grad = None
-            module.zero_grad()
-            module(input).backward(grad)
-        synchronise(case.device)
+            for tensor in (input, *parameters):
+                tensor.grad = None
+            output = module(input)
+            output.backward(grad)
+            found = [output.detach(), *(t.grad for t in (input, *parameters) if t.grad is not None)]
+        synchronise(input.device)
+        return found
 
     return run
 
 
-def synchronise(device: str) -> None:
+def synchronise(device: torch.device | str) -> None:
     """Wait for what the device still has to do."""
     if torch.device(device).type != "cpu":
         torch.get_device_module(device).synchronize()
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], None]], seconds: float, at_least: int
+    runs: Mapping[str, Callable[[], object]], seconds: float, at_least: int
 ) -> dict[str, list[float] | Exception]:
     """Time functions in turns, so that a disturbance meets all of them.
 
-    Each runs once unmeasured. Then rounds follow; one that has had `at_least` measurements and its
-    share of the `seconds` leaves. One that fails gives its error and leaves, too.
+    Each runs once unmeasured. Then rounds follow; one that has had its share of the `seconds` and
+    `at_least` measurements leaves, and one that takes more than four shares with two already. One
+    that fails gives its error and leaves, too.
     """
-    results: dict[str, list[float] | Exception] = {name: [] for name in runs}
-    active = dict(runs)
+    results: dict[str, list[float] | Exception] = {}
+    times: dict[str, list[float]] = {name: [] for name in runs}
     share = seconds / max(1, len(runs))
+    enough = {"slow": min(2, at_least), "usual": at_least}
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        for warm in (True, False):
-            while active:
-                for name, run in list(active.items()):
-                    began = time.perf_counter()
-                    try:
-                        run()
-                    except Exception as error:  # a peer may fail in any way; the others go on
-                        results[name] = error
-                        del active[name]
-                        continue
-                    took = time.perf_counter() - began
-                    times = results[name]
-                    assert isinstance(times, list)
-                    if not warm:
-                        times.append(took)
-                        if len(times) >= at_least and sum(times) >= share or len(times) >= 1000:
-                            del active[name]
-                if warm:
-                    break
+        while active := [name for name in runs if name not in results]:
+            for name in active:
+                began = time.perf_counter()
+                try:
+                    runs[name]()
+                except Exception as error:  # a peer may fail in any way; the others go on
+                    results[name] = error
+                    continue
+                times[name].append(time.perf_counter() - began)
+                measured = times[name][1:]
+                needed = enough["slow" if times[name][-1] > 4 * share else "usual"]
+                if len(measured) >= needed and (sum(measured) >= share or len(measured) >= 1000):
+                    results[name] = measured
     finally:
         if was_enabled:
             gc.enable()
@@ -141,29 +140,20 @@ def quartiles(times: list[float]) -> tuple[float, float, float]:
 def error(case: Case) -> float:
     """Return ‖y − y₆₄‖ / ‖y₆₄‖ for one item of the batch; backward, the worst of the gradients."""
     one = replace(case, setting=replace(case.setting, batch=1))
-    got = _results(one, one.module(), None)
+    input, grad = one.tensors()
+    got = step(one.module(), input, grad)()
     wanted = _expected(replace(one, column=truth(case.column)))
-    # Where a column has its parameters in another shape, the input's gradient alone is compared.
-    return max(
-        float((a.double().cpu() - b).norm() / b.norm())
-        for a, b in zip(got, wanted, strict=False)
-        if a.shape == b.shape
-    )
+    # Where a column has its parameters in another shape, the others are compared.
+    pairs = [(a.double().cpu(), b) for a, b in zip(got, wanted, strict=False) if a.shape == b.shape]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
-@lru_cache(maxsize=16)
-def _expected(case: Case) -> tuple[Tensor, ...]:
-    return tuple(t.cpu() for t in _results(case, case.module().double(), torch.float64))
-
-
-def _results(case: Case, module: nn.Module, dtype: torch.dtype | None) -> tuple[Tensor, ...]:
-    input = case.input(dtype).detach().requires_grad_(case.backward)
-    if not case.backward:
-        with torch.no_grad():
-            return (module(input),)
-    module(input).backward(case.grad(dtype))
-    found = [input.grad, *(p.grad for p in module.parameters())]
-    return tuple(t for t in found if t is not None)
+@lru_cache(maxsize=4)
+def _expected(case: Case) -> list[Tensor]:
+    input, grad = case.tensors()
+    wide = input.detach().double().requires_grad_(case.backward)
+    results = step(case.module().double(), wide, None if grad is None else grad.double())()
+    return [t.cpu() for t in results]
 
 
 # -------------------------------------------------------------------- memory
@@ -210,37 +200,26 @@ def _child(send: Any, case: Case, threads: int) -> None:
 def _resident_peak(case: Case) -> int:
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    step(replace(case, setting=toy(case.setting)))()  # code and small workspaces are there now
-    module, input = case.module(), case.input()
-    grad = case.grad() if case.backward else None
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    results = _pass(module, input, grad)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return max(0, after - before - _size(results))
+    def high_water() -> int:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    small = replace(case, setting=toy(case.setting))
+    step(small.module(), *small.tensors(constant=True))()  # loads code, starts threads
+    run = step(case.module(), *case.tensors(constant=True))
+    before = high_water()
+    results = run()
+    return max(0, high_water() - before - _size(results))
 
 
 def _device_peak(case: Case) -> int:
-    module, input = case.module(), case.input()
-    grad = case.grad() if case.backward else None
+    run = step(case.module(), *case.tensors(constant=True))
     device = torch.get_device_module(case.device)
     synchronise(case.device)
     device.reset_peak_memory_stats()
     before = device.memory_allocated()
-    results = _pass(module, input, grad)
-    synchronise(case.device)
+    results = run()
     return max(0, int(device.max_memory_allocated()) - int(before) - _size(results))
-
-
-def _pass(module: nn.Module, input: Tensor, grad: Tensor | None) -> list[Tensor]:
-    """Make one pass and return what it gives: the output, and the gradients."""
-    if grad is None:
-        with torch.no_grad():
-            return [module(input)]
-    output = module(input)
-    output.backward(grad)
-    found = [output.detach(), input.grad, *(p.grad for p in module.parameters())]
-    return [t for t in found if t is not None]
 
 
 def _size(tensors: list[Tensor]) -> int:
@@ -264,9 +243,8 @@ def peaks(dtype: str, device: str, *, size: int = 2048) -> tuple[float, float]:
         target.copy_(source)
         synchronise(device)
 
-    times = interleaved({"multiply": multiply, "copy": copy}, seconds=1.0, at_least=5)
     best = {}
-    for name, result in times.items():
+    for name, result in interleaved({"multiply": multiply, "copy": copy}, 1.0, 5).items():
         if isinstance(result, Exception):
             raise result
         best[name] = min(result)

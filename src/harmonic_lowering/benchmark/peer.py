@@ -2,8 +2,8 @@
 
     python -m harmonic_lowering.benchmark.peer < requests
 
-reads one JSON object a line and answers each with one. torchvision comes with a torch of its own,
-so both are timed in that process, and only their ratio is carried over.
+answers each line, a JSON object, with one. torchvision comes with a torch of its own, so both
+functions are timed in that process, and only their ratio is carried over.
 """
 
 from __future__ import annotations
@@ -12,103 +12,132 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .measure import Case, interleaved, quartiles, step
 from .settings import Setting
 
-__all__ = ["ask", "batch_for"]
+__all__ = ["Peer"]
+
+INSTALL = "not installed (make bench-peers)"
+SECONDS, AT_LEAST = 1.0, 2
 
 
-def batch_for(setting: Setting) -> int:
-    """Return a batch that its scalar loops can do in a few seconds."""
-    work = setting.bins * setting.frames * setting.kernel**2
-    return max(1, min(setting.batch, (16 * 64 * 64 * 9) // work))
+class Peer:
+    """A process of another Python that times; it is started at the first question."""
 
+    def __init__(self, python: str) -> None:
+        self.python = python
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in close()
 
-def ask(python: str, setting: Setting, dtype: str, backward: bool, threads: int) -> dict[str, Any]:
-    """Let another Python time one setting; the answer has `error` if that failed."""
-    request = {
-        "setting": asdict(replace(setting, batch=batch_for(setting))),
-        "dtype": dtype,
-        "backward": backward,
-        "threads": threads,
-    }
-    folder = str(Path(__file__).parents[2])
-    try:
-        done = subprocess.run(
-            [python, "-m", __name__],
-            input=json.dumps(request),
-            capture_output=True,
+    def ask(self, case: Case) -> dict[str, Any]:
+        """Return what the process measured; `error` if it failed."""
+        request = {**asdict(case), "threads": torch.get_num_threads()}
+        try:
+            process = self._process = self._process or self._start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            return dict(json.loads(process.stdout.readline()))
+        except (OSError, ValueError) as error:  # it does not start, or it died
+            self._stop()
+            self._errors.seek(0)
+            lines = self._errors.read().strip().splitlines() or [f"{self.python}: {error}"]
+            return {"error": lines[-1]}
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [self.python, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": folder},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
-        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
-    except OSError as error:
-        return {"error": f"{python}: {error.strerror}"}
-    except (IndexError, ValueError):
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        return {"error": last[0]}
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def close(self) -> None:
+        """End the process."""
+        self._stop()
+        self._errors.close()
 
 
-def deform(case: Case) -> Callable[[], None]:
-    """Return one pass of deform_conv2d that reads where the taps read."""
+def smaller(setting: Setting) -> Setting:
+    """Return the setting with a batch that deform_conv2d's scalar loops can do in seconds."""
+    work = setting.bins * setting.frames * setting.kernel**2
+    return replace(setting, batch=max(1, min(setting.batch, 16 * 64 * 64 * 9 // work)))
+
+
+def offsets(setting: Setting) -> Tensor:
+    """Return deform_conv2d's offsets (1, 2·K², F, T) with which it reads where the taps read."""
+    kernel, bins, pad = setting.kernel, setting.bins, setting.kernel // 2
+    offset = torch.zeros(1, kernel, kernel, 2, bins, setting.frames)
+    for row, positions in enumerate(setting.taps().positions(bins)):
+        for f, position in enumerate(positions):
+            # Far outside of the input it reads zero; near the edge it would blend with zero.
+            inside = 0 <= position <= bins - 1
+            offset[0, row, :, 0, f] = float(position - f if inside else -4 * bins) + pad - row
+    return offset.reshape(1, -1, bins, setting.frames)
+
+
+def deform(case: Case) -> Callable[[Tensor], Tensor]:
+    """Return the case's convolution by deform_conv2d, with the weights of its Conv2d."""
     try:
         from torchvision.ops import deform_conv2d
     except Exception as error:  # a torchvision that does not fit its torch raises anything
-        raise RuntimeError(f"not installed (make bench-peers): {error}") from error
-    s = case.setting
-    like = replace(case, column="conv2d").module()
-    input, pad = case.input(), s.kernel // 2
-    offset = torch.zeros(1, s.kernel, s.kernel, 2, s.bins, 1, dtype=input.dtype)
-    for tap, positions in enumerate(s.taps().positions(s.bins)):
-        for f, position in enumerate(positions):
-            # outside of the input is zero, without the slope that deform_conv2d has there
-            place = float(position) if 0 <= position <= s.bins - 1 else -4.0 * s.bins
-            offset[0, tap, :, 0, f] = place - (f - pad + tap)
-    shape = (s.batch, s.kernel, s.kernel, 2, s.bins, s.frames)
-    moved = offset.expand(shape).reshape(s.batch, -1, s.bins, s.frames).contiguous()
-    grad = case.grad()
+        raise RuntimeError(f"{INSTALL}: {error}") from error
 
-    def run() -> None:
-        with torch.set_grad_enabled(case.backward):
-            output = deform_conv2d(input, moved, like.weight, like.bias, padding=pad)
-        if case.backward:
-            input.grad = None
-            like.zero_grad()
-            output.backward(grad)
+    class Deform(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = case.module()
+            moved = offsets(case.setting).to(case.device, getattr(torch, case.dtype))
+            self.moved = moved.repeat(case.setting.batch, 1, 1, 1)
 
-    return run
+        def forward(self, input: Tensor) -> Tensor:
+            pad = case.setting.kernel // 2
+            return deform_conv2d(  # type: ignore[no-any-return]
+                input, self.moved, self.conv.weight, self.conv.bias, padding=pad
+            )
+
+    return Deform()
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Time what a request asks for."""
-    torch.set_num_threads(request["threads"])
-    setting = Setting(**request["setting"])
-    case = Case("conv2d", setting, request["dtype"], backward=request["backward"])
+    torch.set_num_threads(request.pop("threads"))
     try:
-        times = interleaved({"deform": deform(case), "conv2d": step(case)}, 1.0, 2)
+        asked = Setting(**request.pop("setting"))
+        case = Case(**{**request, "column": "conv2d"}, setting=smaller(asked))
+        input, grad = case.tensors()
+        runs = {
+            "deform_conv2d": step(deform(case), input, grad),
+            "conv2d": step(case.module(), input, grad),
+        }
+        result: dict[str, Any] = {"batch": case.setting.batch, "torch": torch.__version__}
+        for name, times in interleaved(runs, SECONDS, AT_LEAST).items():
+            if isinstance(times, Exception):
+                raise times
+            result[name] = {"quartiles": quartiles(times), "repetitions": len(times)}
+        return result
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-    result: dict[str, Any] = {"batch": setting.batch, "torch": torch.__version__}
-    for name, value in times.items():
-        if isinstance(value, Exception):
-            return {"error": f"{type(value).__name__}: {value}".splitlines()[0]}
-        result[name], result[f"{name} n"] = quartiles(value), len(value)
-    return result
-
-
-def main(lines: Iterator[str]) -> None:
-    """Answer every line."""
-    for line in lines:
-        print(json.dumps(answer(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
-    main(iter(sys.stdin))
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)
