@@ -1,19 +1,25 @@
-"""Run the benchmark and write docs/benchmarks.md from it: `make bench`; ARGS are handed on.
+"""Run `harmonic-lowering bench` with the given arguments: `make bench ARGS=...`.
 
-With arguments that choose less than everything, give --output too: the stored table stays whole.
+Without --output the table goes to docs/benchmarks.csv, and docs/benchmarks.md is made from it. So
+with arguments that choose less than everything, give --output too: the stored table stays whole.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+from harmonic_lowering.benchmark import read_csv
 from harmonic_lowering.cli import main
 
+from .page import DOCS, write_page
+
 if __name__ == "__main__":
-    docs = Path(__file__).parents[1] / "docs"
-    arguments = ["bench", *sys.argv[1:]]
-    if not {"-o", "--output", "--from-csv", "-h", "--help"} & set(arguments):
-        arguments += ["--output", str(docs / "benchmarks.csv"), "--force"]
-        arguments += ["--page", str(docs / "benchmarks.md")]
-    sys.exit(main(arguments))
+    arguments, table = sys.argv[1:], DOCS / "benchmarks.csv"
+    stored = not {"-o", "--output", "-h", "--help"} & {a.partition("=")[0] for a in arguments}
+    if stored:
+        arguments += ["--output", str(table), "--force"]
+    status = main(["bench", *arguments])
+    if stored and status in (0, 1):
+        write_page(read_csv(table), table.with_suffix(".md"))
+        print(table.with_suffix(".md"))
+    sys.exit(status)

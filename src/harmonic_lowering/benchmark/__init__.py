@@ -1,7 +1,7 @@
 """The benchmark of the layers: what is measured, how, and how the results are shown.
 
 `settings` has the shapes, `columns` what is compared, `measure` how one figure comes about,
-`records` what is kept of it, `run` the order of the whole, and `page` the table and the pictures.
+`records` what is kept of it, and `run` the order of the whole. `make bench` makes a page of it.
 """
 
 from .records import Row, read_csv, worse

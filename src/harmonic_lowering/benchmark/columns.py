@@ -64,6 +64,11 @@ def truth(column: str) -> str:
 class Stacking(nn.Module):
     """The paper's method written down in stock calls, without any of this package's engines."""
 
+    lower: Tensor
+    upper: Tensor
+    blend: Tensor
+    live: Tensor
+
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         like = HarmonicConv2d(
@@ -104,7 +109,7 @@ class Separate(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the mixture."""
-        total = self.mix[0] * self.layers[0](input)
+        total: Tensor = self.mix[0] * self.layers[0](input)
         for weight, layer in zip(self.mix[1:], self.layers[1:], strict=True):
             total = total + weight * layer(input)
         return total

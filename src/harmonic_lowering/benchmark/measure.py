@@ -76,7 +76,7 @@ def step(
             for tensor in (input, *parameters):
                 tensor.grad = None
             output = module(input)
-            output.backward(grad)
+            torch.autograd.backward(output, grad)
             found = [output.detach(), *(t.grad for t in (input, *parameters) if t.grad is not None)]
         synchronise(input.device)
         return found
@@ -167,7 +167,7 @@ def peak_memory(case: Case) -> int:
     """
     if torch.device(case.device).type != "cpu":
         return _device_peak(case)
-    context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload([__name__])
     receive, send = context.Pipe(duplex=False)

@@ -111,23 +111,32 @@ class Writer:
     """Write rows as they come to ``PATH.part``; `finish` gives the file its name."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.part = path, path.with_name(path.name + ".part")
+        self.path, self.part = path, self.beside(path)
         self._file = self.part.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, [field.name for field in fields(Row)])
         self._writer.writeheader()
+        self._rows = 0
+
+    @staticmethod
+    def beside(path: Path) -> Path:
+        """Return where the rows are until they are complete."""
+        return path.with_name(path.name + ".part")
 
     def write(self, row: Row) -> None:
         """Append a row; it is on its way to the disk when this returns."""
         self._writer.writerow({k: "" if v is None else v for k, v in asdict(row).items()})
         self._file.flush()
+        self._rows += 1
 
     def close(self) -> None:
-        """Leave what was written under the name of the part."""
+        """Leave what was written under the name of the part, if there is anything."""
         self._file.close()
+        if not self._rows:
+            self.part.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Give the complete file its name."""
-        self.close()
+        self._file.close()
         os.replace(self.part, self.path)
 
 
@@ -167,8 +176,8 @@ def _row(record: dict[str, str]) -> Row:
 
 def worse(
     rows: Iterable[Row], reference: Iterable[Row], tolerance: float
-) -> Iterator[tuple[Row, Row]]:
-    """Yield the rows whose ratio to Conv2d is worse than the reference's by more than `tolerance`.
+) -> Iterator[tuple[Row, float]]:
+    """Yield the rows whose ratio is more than `tolerance` above the reference's, and that one.
 
     Times of two runs are never compared: machines differ, and so does the same one an hour later.
     A row that failed where the reference did not is worse.
@@ -178,10 +187,10 @@ def worse(
     ValueError
         If the two have no row in common.
     """
-    known = {row.key: row for row in reference if row.ratio is not None}
-    pairs = [(row, known[row.key]) for row in rows if row.key in known]
+    known = {row.key: row.ratio for row in reference}
+    pairs = [(row, ratio) for row in rows if (ratio := known.get(row.key)) is not None]
     if not pairs:
         raise ValueError("the reference has no row in common with this run: nothing to compare")
-    for row, old in pairs:
-        if old.ratio and (row.ratio is None or row.ratio > old.ratio * (1 + tolerance)):
-            yield row, old
+    for row, ratio in pairs:
+        if row.ratio is None or row.ratio > ratio * (1 + tolerance):
+            yield row, ratio

@@ -200,7 +200,7 @@ def _engine(case: Case) -> str:
     """Return the engine that a layer of this package takes."""
     if case.column in ("auto", "log"):
         layer = case.module()
-        return choose("auto", case.tensors()[0], layer.weight, layer.bias).engine  # type: ignore[arg-type]
+        return choose("auto", case.tensors(constant=True)[0], layer.weight, layer.bias).engine  # type: ignore[arg-type]
     return case.column if case.column in ("native", "blocked", "lowering") else ""
 
 

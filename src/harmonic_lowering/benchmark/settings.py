@@ -47,7 +47,10 @@ class Setting:
             rows = 0
             taps, _ = self.taps(log=column == "log").merged()
             for tap in taps.rows(self.bins):
-                used = {*tap.lower, *(b + 1 for b, w in zip(tap.lower, tap.weight, strict=True) if w)}
+                used = {
+                    *tap.lower,
+                    *(b + 1 for b, w in zip(tap.lower, tap.weight, strict=True) if w),
+                }
                 rows += min(tap.stop - tap.start, len(used))
         per_row = self.batch * self.frames * self.in_channels * self.out_channels * self.kernel
         return rows * per_row * (3 if backward else 1)
@@ -118,7 +121,7 @@ def series() -> list[Setting]:
     result = []
     for size, values in _SERIES.items():
         for value in values:
-            changed = replace(_BASE, name=f"{size}={value}", **{size: value})  # type: ignore[arg-type]
+            changed = replace(_BASE, name=f"{size}={value}", **{size: value})
             if size == "in_channels":
                 changed = replace(changed, out_channels=value)
             result.append(changed)
@@ -129,7 +132,7 @@ def toy(setting: Setting) -> Setting:
     """Return the setting at a size that takes no time; it tests the benchmark, not the layers."""
     return replace(
         setting,
-        bins=max(4, setting.bins // 32),
+        bins=max(16, setting.bins // 32),
         frames=max(4, setting.frames // 32),
         batch=2,
         in_channels=2,
