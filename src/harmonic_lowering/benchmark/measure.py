@@ -103,7 +103,6 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in runs}
     share = seconds / max(1, len(runs))
     enough = {"slow": min(2, at_least), "usual": at_least}
-    gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
     try:
