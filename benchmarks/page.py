@@ -37,7 +37,8 @@ Columns are timed in turns after one run unmeasured; figures are medians, ± hal
 between the quartiles. A ratio is to Conv2d of the same shape, dtype and memory format in the same
 rounds: below 1 is faster than Conv2d, above 1 is slower and set in bold. `deform_conv2d` is too
 slow for the whole batch: it and a Conv2d were timed at a smaller one in a process with a torch of
-its own, and their ratio is shown. It and `stacking` were timed in one memory format only.
+its own, and their ratio is shown. It and `stacking` were timed in one dtype and
+memory format only.
 
 {columns}
 - `deform_conv2d`: torchvision's, with offsets that read where the taps read

@@ -96,7 +96,7 @@ def interleaved(
     """Time functions in turns, so that a disturbance meets all of them.
 
     Each runs once unmeasured. Then rounds follow; one that has had its share of the `seconds` and
-    `at_least` measurements leaves, and one that takes more than four shares with two already. One
+    `at_least` measurements leaves, and one that takes more than two shares with two already. One
     that fails gives its error and leaves, too.
     """
     results: dict[str, list[float] | Exception] = {}
@@ -116,7 +116,7 @@ def interleaved(
                     continue
                 times[name].append(time.perf_counter() - began)
                 measured = times[name][1:]
-                needed = enough["slow" if times[name][-1] > 4 * share else "usual"]
+                needed = enough["slow" if times[name][-1] > 2 * share else "usual"]
                 if len(measured) >= needed and (sum(measured) >= share or len(measured) >= 1000):
                     results[name] = measured
     finally:

@@ -26,7 +26,7 @@ PARTS = {
     "anchors": "seven anchors in one layer, and in seven",
     "series": "how the time grows with each size",
 }
-# These are many times slower than the others, so they are timed in one memory format only.
+# These are many times slower than the others: they are timed in one dtype and memory format only.
 SLOW = ("stacking", "deform_conv2d")
 
 
@@ -83,9 +83,11 @@ def cells(plan: Plan) -> list[Cell]:
     first = replace(plan, dtypes=plan.dtypes[:1], formats=plan.formats[:1])
 
     def add(part: str, setting: Setting, columns: Iterable[str], plan: Plan) -> None:
+        fewer = [column for column in columns if column not in SLOW]
         for dtype in plan.dtypes:
             for form in plan.formats:
-                wanted = tuple(c for c in columns if c not in SLOW or form == plan.formats[0])
+                once = (dtype, form) == (plan.dtypes[0], plan.formats[0])
+                wanted = tuple(columns if once else fewer)
                 for direction in plan.directions:
                     shape = toy(setting) if plan.toy else setting
                     cell = Cell(part, shape, dtype, form, direction, wanted, plan.device)
@@ -170,7 +172,7 @@ def measure(
         try:
             if cell.part != "series":
                 row = replace(row, error=error(case))
-                if plan.memory:
+                if plan.memory and case.backward:
                     row = replace(row, peak_bytes=peak_memory(case))
         except Exception as problem:
             row = replace(row, note=_sentence(problem))
