@@ -71,7 +71,7 @@ def pack_numba() -> Pack:
 
 
 def packed_already() -> Pack:
-    """Pack once and hand out the same slab ever after: what no way of packing can be faster than."""
+    """Pack once and hand out the same slab ever after: no way of packing can be faster."""
     kept: dict[tuple[int, ...], Tensor] = {}
 
     def pack(rows: Tensor, lower: Tensor, upper: Tensor, blend: Tensor) -> Tensor:

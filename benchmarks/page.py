@@ -30,7 +30,7 @@ This page is made from [{csv}]({csv}) by `make bench`; do not edit it.
 How the engines work, and why those that lose do, is told in [engines](engines.md).
 
 {machine}, {threads} threads, device {device}; torch {torch}, version {version}, commit {commit};
-{date}.
+{date}. The paper's settings at batch {batch}, at least {repetitions} measurements of every row.
 Measured peaks: {peaks}.
 
 Columns are timed in turns after one run unmeasured; figures are medians, ± half the distance
@@ -67,6 +67,8 @@ def write_page(rows: Sequence[Row], page: Path, table: str = "benchmarks.csv") -
         version=first.version,
         commit=first.commit or "unknown",
         date=first.date,
+        batch=max((r.batch for r in settings), default=0),
+        repetitions=min((r.repetitions for r in rows if r.repetitions), default=0),
         peaks=", ".join([*peaks.values(), f"copying {copied:.0f} GB/s"]),
         columns="\n".join(f"- `{name}`: {meaning}" for name, meaning in COLUMNS.items()),
     )
@@ -155,8 +157,9 @@ def _target(
     sign = -1 if least else 1
     worst, row = max(found, key=lambda pair: sign * pair[0])
     missed = sum(sign * value > sign * goal for value, _ in found)
-    where = row if isinstance(row, str) else f"{row.setting}, {row.memory_format}"
-    where = where.replace("_", " ") + ("" if isinstance(row, str) else f", batch {row.batch}")
+    if isinstance(row, Row):
+        row = f"{row.setting}, {row.direction}, {row.memory_format}, batch {row.batch}"
+    where = row.replace("_", " ")
     verdict = f"**missed** in {missed} of {len(found)}" if missed else f"met in all {len(found)}"
     return [what, target, f"{worst:.3g} ({where})", verdict]
 

@@ -57,11 +57,12 @@ def help_of(*subcommand: str) -> str:
     return done.stdout
 
 
-def test_code_of_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/engines.md"])
+def test_code_of_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = blocks(ROOT / "README.md", "python")
+    found = blocks(ROOT / page, "python")
     assert found
-    namespace: dict[str, object] = {"__name__": "readme"}
+    namespace: dict[str, object] = {"__name__": "page"}
     for block in found:
         # Blank lines in front, so that a traceback names the line of the page.
         exec(compile("\n" * block.line + block.code, str(block.page), "exec"), namespace)
