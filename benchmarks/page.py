@@ -305,6 +305,7 @@ def _bars(rows: Sequence[Row], layer: str, color: str) -> Figure | None:
         xticks=range(len(names)), xticklabels=names, xlabel="setting", ylabel="ms", yscale="log",
         title=f"One step: forward (solid) and backward (pale), {dtype}, {form.replace('_', ' ')}",
     )  # fmt: skip
+    axes.set_ylim(bottom=min(ms.values()) / 3)
     axes.legend(fontsize="small")
     return figure
 
