@@ -85,7 +85,7 @@ def smaller(setting: Setting) -> Setting:
 def offsets(setting: Setting) -> Tensor:
     """Return deform_conv2d's offsets (1, 2·K², F, T) with which it reads where the taps read."""
     kernel, bins, pad = setting.kernel, setting.bins, setting.kernel // 2
-    offset = torch.zeros(1, kernel, kernel, 2, bins, setting.frames)
+    offset = torch.zeros(1, kernel, kernel, 2, bins, setting.frames, dtype=torch.float64)
     for row, positions in enumerate(setting.taps().positions(bins)):
         for f, position in enumerate(positions):
             # Far outside of the input it reads zero; near the edge it would blend with zero.
