@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harmonic_lowering.denoise import Denoiser, Progress, SpectrogramUNet
+from harmonic_lowering.denoise import Denoiser, Progress, SpectrogramUNet, denoiser
 from harmonic_lowering.denoise.denoiser import segment_bounds
 from harmonic_lowering.denoise.objective import (
     estimate_noise,
@@ -185,7 +185,7 @@ def test_segments_cover_everything_and_overlap(length):
 
 def test_segments_join_without_a_seam(monkeypatch):
     # With one gain for everything, segments must give exactly what the whole gives.
-    monkeypatch.setattr(Denoiser, "_fit", lambda self, ratio, report: torch.full_like(ratio, 0.5))
+    monkeypatch.setattr(denoiser, "fit_gain", lambda ratio, *_, **__: torch.full_like(ratio, 0.5))
     noisy = torch.randn(2, 3 * RATE + 17, dtype=torch.float64)
     joined = Denoiser(segment_s=0.7, overlap_s=0.2)(noisy, RATE).waveform
     assert torch.allclose(joined, 0.5 * noisy, atol=1e-12)
@@ -199,9 +199,9 @@ def test_stream_reads_only_what_it_needs():
         spans.append((start, stop))
         return noisy[:, start:stop]
 
-    denoiser = Denoiser(**SMALL, segment_s=0.5, overlap_s=0.1)
-    blocks = list(denoiser.stream(read, noisy.shape[1], RATE))
-    assert torch.equal(torch.cat(blocks, 1), denoiser(noisy, RATE).waveform)
+    remove_noise = Denoiser(**SMALL, segment_s=0.5, overlap_s=0.1)
+    blocks = list(remove_noise.stream(read, noisy.shape[1], RATE))
+    assert torch.equal(torch.cat(blocks, 1), remove_noise(noisy, RATE).waveform)
     assert len(blocks) == len(spans) == 5
     assert max(stop - start for start, stop in spans) <= RATE // 2
 
@@ -238,10 +238,10 @@ def test_refuses_wrong_settings(arguments, match):
 
 
 def test_refuses_wrong_sound():
-    denoiser = Denoiser(**SMALL)
+    remove_noise = Denoiser(**SMALL)
     with pytest.raises(ValueError, match=r"shape \(L,\) or \(C, L\), got \(1, 1, 5000\)"):
-        denoiser(torch.zeros(1, 1, 5000), RATE)
+        remove_noise(torch.zeros(1, 1, 5000), RATE)
     with pytest.raises(ValueError, match="not finite"):
-        denoiser(torch.full((5000,), float("nan")), RATE)
+        remove_noise(torch.full((5000,), float("nan")), RATE)
     with pytest.raises(ValueError, match="sample_rate must be a positive"):
-        denoiser(torch.zeros(5000), 0)
+        remove_noise(torch.zeros(5000), 0)

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from ..spectral import Stft
-from .network import SpectrogramUNet
-from .objective import estimate_noise, negative_log_likelihood, wiener_gain
+from .fit import fit_gain
+from .objective import estimate_noise
 
 __all__ = ["Denoised", "Denoiser", "Progress", "segment_bounds"]
 
-_NOISE_CHANNELS = 8  # of the network's fixed input
-_WARM_UP = 8  # steps
 _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB says no more about the gain, only upsets the fit
 
 
@@ -234,41 +232,21 @@ class Denoiser:
             return noisy.clone()
         # One gain for all channels, from the mean of their signal-to-noise ratios.
         ratio = torch.stack([channel / estimate_noise(channel)[:, None] for channel in alive])
-        gain = self._fit(ratio.mean(0).clamp_max(_LARGEST_RATIO).float(), report)
+        gain = fit_gain(
+            ratio.mean(0).clamp_max(_LARGEST_RATIO).float(),
+            report,
+            steps=self.steps,
+            seed=self.seed,
+            device=self.device,
+            layer=self.layer,
+            widths=self.widths,
+            learning_rate=self.learning_rate,
+            smoothing=self.smoothing,
+        )
         if self.atten_lim is not None:
             least = 10 ** (-self.atten_lim / 20)
             gain = least + (1 - least) * gain
         return transform.inverse(spectrum * gain.to(power), noisy.shape[1])
-
-    def _fit(self, ratio: Tensor, report: Callable[[int, float], None]) -> Tensor:
-        """Fit the network to |X|²/N (F, T) and return the gains, averaged over the last steps."""
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            # Drawn on the CPU, so that every device starts from the same numbers.
-            torch.manual_seed(self.seed)
-            network = SpectrogramUNet(_NOISE_CHANNELS, 1, self.widths, self.layer)
-            source = torch.randn(1, _NOISE_CHANNELS, *ratio.shape)
-        network = network.to(self.device)
-        source = source.to(self.device)
-        target = ratio[None, None].to(self.device)
-        optimiser = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
-        gain = torch.zeros_like(target)
-        for step in range(1, self.steps + 1):
-            optimiser.param_groups[0]["lr"] = self.learning_rate * _rate_at(step, self.steps)
-            with torch.enable_grad():
-                log_snr = network(source)
-                loss = negative_log_likelihood(target, log_snr)
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            gain.lerp_(wiener_gain(log_snr.detach()), 1 - self.smoothing)
-            report(step, float(loss.detach()))
-        # The average began at zero: divide by the weight it holds by now.
-        return (gain / (1 - math.pow(self.smoothing, self.steps)))[0, 0].cpu()
-
-
-def _rate_at(step: int, steps: int) -> float:
-    """Share of the learning rate at `step` in 1..steps: a short rise, then half a cosine."""
-    return min(1.0, step / _WARM_UP) * (1.02 + math.cos(math.pi * (step - 1) / steps)) / 2
 
 
 def segment_bounds(length: int, segment: int, overlap: int) -> list[tuple[int, int]]:
