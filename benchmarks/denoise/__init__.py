@@ -1,0 +1,1 @@
+"""What denoisers gain on real recordings: `python -m benchmarks.denoise`."""

@@ -1,0 +1,254 @@
+"""The recordings of the bench: excerpts of real sounds that Debian packages carry.
+
+    python -m benchmarks.denoise.recordings [--cache FOLDER] [--debs FOLDER]
+
+The packages are fetched with `apt-get download`, or taken from `--debs` where somebody put them,
+and unpacked without root and without dpkg. Only the files named here are kept. Each has its
+SHA-256, so that two people's figures are about the same sounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+SAMPLE_RATE = 16000
+PEAK = 0.3  # of every excerpt, so that noise at 0 dB stays within ±1
+
+_LIBRIVOX = (
+    "pocketsphinx-testdata",
+    "usr/share/pocketsphinx/test/data/librivox/sense_and_sensibility_01_austen_64kb-{}.wav",
+)
+_CARDS = ("pocketsphinx-testdata", "usr/share/pocketsphinx/test/data/cards/{}.wav")
+_ALSA = ("alsa-utils", "usr/share/sounds/alsa/{}.wav")
+_DUTCH = ("fillets-ng-data-nl", "usr/share/games/fillets-ng/sound/{}.ogg")
+_SONIC = ("sonic-pi-samples", "usr/share/sonic-pi/samples/{}.flac")
+
+# Package to licence, as its copyright file says (of the files used here).
+LICENCES = {
+    "pocketsphinx-testdata": "BSD-2-Clause (readings from LibriVox: public domain)",
+    "alsa-utils": "GPL-2",
+    "fillets-ng-data-nl": "GPL-2",
+    "sonic-pi-samples": "CC0",
+}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Files of one package, joined end to end; `start_s` and `seconds` say which part is used."""
+
+    name: str
+    kind: str  # "speech", "music" or "noise"
+    source: tuple[str, str]  # package, path inside it with a place for the name
+    files: tuple[str, ...]
+    what: str
+    start_s: float = 0.0
+    seconds: float = 4.0
+    together: bool = field(default=False)  # play the files at once instead: babble
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.source[1].format(name) for name in self.files]
+
+
+RECORDINGS: Sequence[Recording] = (
+    Recording("librivox-a", "speech", _LIBRIVOX, ("0870",), "woman reading English", 0.2),
+    Recording("librivox-b", "speech", _LIBRIVOX, ("0920",), "the same, livelier", 0.2),
+    Recording("cards", "speech", _CARDS, ("005",), "man, American English, a cheap microphone"),
+    Recording(
+        "announcer", "speech", _ALSA, ("Front_Center", "Front_Left", "Rear_Right"), "woman, studio"
+    ),
+    Recording("dutch-v", "speech", _DUTCH, ("gods/nl/lod-v-silenost1",), "Dutch actor"),
+    Recording("dutch-m", "speech", _DUTCH, ("library/nl/vrak-m-cteni0",), "another Dutch actor"),
+    Recording("guitar", "music", _SONIC, ("guit_em9",), "guitar, chords"),
+    Recording("slide-guitar", "music", _SONIC, ("guit_e_slide",), "guitar, gliding pitch"),
+    Recording("piano", "music", _SONIC, ("ambi_piano",), "piano, dark"),
+    Recording("choir", "music", _SONIC, ("ambi_choir",), "singing voices"),
+    Recording("tabla", "music", _SONIC, ("loop_tabla",), "tuned drums"),
+    Recording("bell", "music", _SONIC, ("perc_bell",), "bell, inharmonic partials"),
+    Recording("motors", "music", _SONIC, ("loop_3d_printer",), "stepping motors of a 3D printer"),
+    Recording("synthesiser", "music", _SONIC, ("loop_garzul",), "synthesiser with drums"),
+)
+
+NOISES: Sequence[Recording] = (
+    Recording("hiss", "noise", _SONIC, ("vinyl_hiss",), "an old record's hiss and crackle"),
+    Recording(
+        "babble",
+        "noise",
+        _DUTCH,
+        (
+            "alibaba/nl/kni-v-prolezt",
+            "gods/nl/lod-m-bohove",
+            "ufo/nl/ufo-v-vpredu",
+            "cellar/nl/pra-v-spatne",
+            "grail/nl/gr-m-svaty1",
+            "magnet/nl/pap-m-naucit",
+        ),
+        "six voices at once",
+        together=True,
+    ),
+)
+
+# Of the files as packaged, by their last name.
+SHA256: dict[str, str] = {
+    "kni-v-prolezt.ogg": "796189da54063e98f2c5f950421b5253711da60fe34e0212d92afa565ff57726",
+    "pra-v-spatne.ogg": "0770448aa2679499cfbc0c4ad7c8b8093b199b1f56bcbc5d5df9beb05de9aa00",
+    "lod-m-bohove.ogg": "ac625386aeade771491f31f88a00026bb9d8562efd2a73c0aed4e90b3a60a67f",
+    "lod-v-silenost1.ogg": "c5ffd4311d442ae5827e45a6dff2676d45a54aeeb057ea6d0a4d73fe0a344e60",
+    "gr-m-svaty1.ogg": "a55469a71f496433759122e18b36e4d950d42c9adbf4684c658fdbaedbbcc0ed",
+    "vrak-m-cteni0.ogg": "eb805f166de870febbbaa5635b722f59aea7664fddf97e30070a687bcb03c979",
+    "pap-m-naucit.ogg": "48cb9d6383084fb619f150c645b583972d48e05b9534c44652ee286de813d566",
+    "ufo-v-vpredu.ogg": "b731a2768a26e1e2454ece7276fbf2d6deec8a1954578e648c0da057dae10248",
+    "005.wav": "090f18f5f76cf8b2b43cd9e6b07823f4685a4742d9a36cd98b174a6586c18cf9",
+    "sense_and_sensibility_01_austen_64kb-0870.wav": "b0557cf95c974d930577e58e46b7f068c432a6e3afcc286563d88922b2a5315c",
+    "sense_and_sensibility_01_austen_64kb-0920.wav": "40882414ef4cc51f3ff7a63bad0c8c87e7f595ffeb8209fbf756c8ebc5c28a59",
+    "ambi_choir.flac": "2633a5df4280fe49c58d5ced8633325d049ee03bb4b7512310cb2356d2ab1319",
+    "ambi_piano.flac": "e6cd0efe8bd02f67beb76e2a930c9ff70c27712fa8829f03c2ae71362f88fe77",
+    "guit_e_slide.flac": "80626ddea79461012cabafe4ca5e70ce0bdb00a42e6601730b1ff76ab84c13ea",
+    "guit_em9.flac": "e6dbbdc5aef03fada9cbd84d9ef000472c6954db9badcf5721969c515d46c2f1",
+    "loop_3d_printer.flac": "697c96d11813fdd0fbb5b747f91835cccac6dec5fdf16b8a3e3024c657c3c2b8",
+    "loop_garzul.flac": "bc04e06c84a4b6535b8f7bdb51c5b09afe5350421bf16660454e6d370d9ab849",
+    "loop_tabla.flac": "7dbb7d6e216aece300700453c9734ecd6f56ec75dd56a5365c6a12194ed3ebab",
+    "perc_bell.flac": "7d88fccc70acaeec1800976f57dc46e7fb80fd66668d3220c4961a11c8d30f9b",
+    "vinyl_hiss.flac": "4e3fdaaff3399328e5a4ffc7e32292fba6ccbd3ba5353e0c8060b0ef1dc908f7",
+    "Front_Center.wav": "0d61518bcd3f13b0c709a5298e939caf698b80d31d71d50475365ee0e5536cc9",
+    "Front_Left.wav": "9f97e8458785da2f0aa0ec60bf9cc81520cbf80a4683e83eca9cb5f2958e9fef",
+    "Rear_Right.wav": "12828d125f692faa75c7445d52125dcc2c36f82c4f7a3ef49b8ae6afd74ada9d",
+}
+
+
+def default_cache() -> Path:
+    """Where the files are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "harmonic-lowering" / "recordings"
+
+
+def fetch(wanted: Iterable[Recording], cache: Path, debs: Path | None = None) -> None:
+    """Have every file of `wanted` in `cache`, checked; fetch the packages that lack."""
+    lacking: dict[str, list[str]] = {}
+    for recording in wanted:
+        for path in recording.paths:
+            if not _good(cache / path):
+                lacking.setdefault(recording.source[0], []).append(path)
+    for package, paths in lacking.items():
+        print(f"fetching {package} ({LICENCES[package]})", file=sys.stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            _unpack(_package(package, debs, Path(folder)), paths, cache)
+        for path in paths:
+            if not _good(cache / path):
+                raise OSError(
+                    f"{path} of {package} is not the file that this bench was made with (its "
+                    "SHA-256 differs): use Debian 12's package, or leave the recording out"
+                )
+
+
+def load(recording: Recording, cache: Path) -> np.ndarray:
+    """Return the excerpt: mono, float64, `SAMPLE_RATE`, peak `PEAK`."""
+    parts = [read(cache / path) for path in recording.paths]
+    if recording.together:
+        shortest = min(map(len, parts))
+        sound = sum(part[:shortest] / np.sqrt(np.mean(part**2)) for part in parts)
+    else:
+        sound = np.concatenate(parts)
+    start = round(recording.start_s * SAMPLE_RATE)
+    return normalised(sound[start : start + round(recording.seconds * SAMPLE_RATE)])
+
+
+def read(path: Path) -> np.ndarray:
+    """Read a sound file as mono at `SAMPLE_RATE`."""
+    import soxr
+
+    sound, rate = soundfile.read(path, always_2d=True)
+    return soxr.resample(sound.mean(1), rate, SAMPLE_RATE)
+
+
+def normalised(sound: np.ndarray) -> np.ndarray:
+    """Scale to the common peak."""
+    return sound * (PEAK / np.abs(sound).max())
+
+
+def _good(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digest == SHA256[path.name]
+
+
+def _package(package: str, debs: Path | None, folder: Path) -> Path:
+    """Return the package's file, from `debs` or fetched into `folder`."""
+    if debs is None:
+        try:
+            subprocess.run(
+                ["apt-get", "download", package], cwd=folder, check=True, capture_output=True
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", b"") or str(error).encode()
+            raise OSError(
+                f"could not fetch Debian's package {package} with apt-get "
+                f"({said.decode(errors='replace').strip()}): run 'apt-get update', or download "
+                "the package elsewhere and name its folder with --debs"
+            ) from error
+    found = sorted((debs or folder).glob(f"{package}_*.deb"))
+    if not found:
+        raise FileNotFoundError(f"no {package}_*.deb in {debs or folder}: download it into there")
+    return found[-1]
+
+
+def _unpack(deb: Path, paths: Sequence[str], cache: Path) -> None:
+    """Copy `paths` out of a .deb, which is an `ar` archive that holds a tar archive."""
+    content = deb.read_bytes()
+    place = 8
+    while place < len(content):
+        name = content[place : place + 16].decode().strip(" /")
+        size = int(content[place + 48 : place + 58])
+        if name.startswith("data.tar"):
+            break
+        place += 60 + size + size % 2
+    else:
+        raise OSError(f"{deb} is not a Debian package")
+    wanted = {f"./{path}": path for path in paths}
+    with tarfile.open(fileobj=io.BytesIO(content[place + 60 : place + 60 + size])) as archive:
+        for member in archive:
+            if member.name in wanted and (source := archive.extractfile(member)):
+                target = cache / wanted[member.name]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.with_suffix(".part").write_bytes(source.read())
+                target.with_suffix(".part").replace(target)
+
+
+def main() -> None:
+    """Fetch everything, and write the excerpts if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument("--debs", type=Path, help="folder with the packages, instead of apt-get")
+    parser.add_argument("--write", type=Path, help="folder for the excerpts as WAV files")
+    arguments = parser.parse_args()
+    everything = [*RECORDINGS, *NOISES]
+    fetch(everything, arguments.cache, arguments.debs)
+    for recording in everything:
+        sound = load(recording, arguments.cache)
+        print(
+            f"{recording.name:14}{recording.kind:8}{len(sound) / SAMPLE_RATE:5.2f} s  "
+            f"{recording.what} ({recording.source[0]}: {', '.join(recording.files)}; "
+            f"{LICENCES[recording.source[0]]})"
+        )
+        if arguments.write:
+            arguments.write.mkdir(parents=True, exist_ok=True)
+            path = arguments.write / f"{recording.kind}-{recording.name}.wav"
+            soundfile.write(path, sound, SAMPLE_RATE, subtype="FLOAT")
+
+
+if __name__ == "__main__":
+    main()
