@@ -18,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ LICENCES = {
     "pocketsphinx-testdata": "BSD-2-Clause (readings from LibriVox: public domain)",
     "alsa-utils": "GPL-2",
     "fillets-ng-data-nl": "GPL-2",
-    "sonic-pi-samples": "CC0",
+    "sonic-pi-samples": "CC0 (the motors: MIT)",
 }
 
 
@@ -56,7 +56,7 @@ class Recording:
     what: str
     start_s: float = 0.0
     seconds: float = 4.0
-    together: bool = field(default=False)  # play the files at once instead: babble
+    together: bool = False  # play the files at once instead: babble
 
     @property
     def paths(self) -> list[str]:
@@ -101,31 +101,10 @@ NOISES: Sequence[Recording] = (
     ),
 )
 
-# Of the files as packaged, by their last name.
-SHA256: dict[str, str] = {
-    "kni-v-prolezt.ogg": "796189da54063e98f2c5f950421b5253711da60fe34e0212d92afa565ff57726",
-    "pra-v-spatne.ogg": "0770448aa2679499cfbc0c4ad7c8b8093b199b1f56bcbc5d5df9beb05de9aa00",
-    "lod-m-bohove.ogg": "ac625386aeade771491f31f88a00026bb9d8562efd2a73c0aed4e90b3a60a67f",
-    "lod-v-silenost1.ogg": "c5ffd4311d442ae5827e45a6dff2676d45a54aeeb057ea6d0a4d73fe0a344e60",
-    "gr-m-svaty1.ogg": "a55469a71f496433759122e18b36e4d950d42c9adbf4684c658fdbaedbbcc0ed",
-    "vrak-m-cteni0.ogg": "eb805f166de870febbbaa5635b722f59aea7664fddf97e30070a687bcb03c979",
-    "pap-m-naucit.ogg": "48cb9d6383084fb619f150c645b583972d48e05b9534c44652ee286de813d566",
-    "ufo-v-vpredu.ogg": "b731a2768a26e1e2454ece7276fbf2d6deec8a1954578e648c0da057dae10248",
-    "005.wav": "090f18f5f76cf8b2b43cd9e6b07823f4685a4742d9a36cd98b174a6586c18cf9",
-    "sense_and_sensibility_01_austen_64kb-0870.wav": "b0557cf95c974d930577e58e46b7f068c432a6e3afcc286563d88922b2a5315c",
-    "sense_and_sensibility_01_austen_64kb-0920.wav": "40882414ef4cc51f3ff7a63bad0c8c87e7f595ffeb8209fbf756c8ebc5c28a59",
-    "ambi_choir.flac": "2633a5df4280fe49c58d5ced8633325d049ee03bb4b7512310cb2356d2ab1319",
-    "ambi_piano.flac": "e6cd0efe8bd02f67beb76e2a930c9ff70c27712fa8829f03c2ae71362f88fe77",
-    "guit_e_slide.flac": "80626ddea79461012cabafe4ca5e70ce0bdb00a42e6601730b1ff76ab84c13ea",
-    "guit_em9.flac": "e6dbbdc5aef03fada9cbd84d9ef000472c6954db9badcf5721969c515d46c2f1",
-    "loop_3d_printer.flac": "697c96d11813fdd0fbb5b747f91835cccac6dec5fdf16b8a3e3024c657c3c2b8",
-    "loop_garzul.flac": "bc04e06c84a4b6535b8f7bdb51c5b09afe5350421bf16660454e6d370d9ab849",
-    "loop_tabla.flac": "7dbb7d6e216aece300700453c9734ecd6f56ec75dd56a5365c6a12194ed3ebab",
-    "perc_bell.flac": "7d88fccc70acaeec1800976f57dc46e7fb80fd66668d3220c4961a11c8d30f9b",
-    "vinyl_hiss.flac": "4e3fdaaff3399328e5a4ffc7e32292fba6ccbd3ba5353e0c8060b0ef1dc908f7",
-    "Front_Center.wav": "0d61518bcd3f13b0c709a5298e939caf698b80d31d71d50475365ee0e5536cc9",
-    "Front_Left.wav": "9f97e8458785da2f0aa0ec60bf9cc81520cbf80a4683e83eca9cb5f2958e9fef",
-    "Rear_Right.wav": "12828d125f692faa75c7445d52125dcc2c36f82c4f7a3ef49b8ae6afd74ada9d",
+# Of the files as packaged, in the format of sha256sum, path last.
+SHA256 = {
+    line.split("  ")[1]: line.split("  ")[0]
+    for line in Path(__file__).with_suffix(".sha256").read_text().splitlines()
 }
 
 
@@ -140,14 +119,14 @@ def fetch(wanted: Iterable[Recording], cache: Path, debs: Path | None = None) ->
     lacking: dict[str, list[str]] = {}
     for recording in wanted:
         for path in recording.paths:
-            if not _good(cache / path):
+            if not _good(cache, path):
                 lacking.setdefault(recording.source[0], []).append(path)
     for package, paths in lacking.items():
         print(f"fetching {package} ({LICENCES[package]})", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
             _unpack(_package(package, debs, Path(folder)), paths, cache)
         for path in paths:
-            if not _good(cache / path):
+            if not _good(cache, path):
                 raise OSError(
                     f"{path} of {package} is not the file that this bench was made with (its "
                     "SHA-256 differs): use Debian 12's package, or leave the recording out"
@@ -179,11 +158,9 @@ def normalised(sound: np.ndarray) -> np.ndarray:
     return sound * (PEAK / np.abs(sound).max())
 
 
-def _good(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return digest == SHA256[path.name]
+def _good(cache: Path, path: str) -> bool:
+    file = cache / path
+    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == SHA256[path]
 
 
 def _package(package: str, debs: Path | None, folder: Path) -> Path:

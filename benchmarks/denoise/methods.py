@@ -1,0 +1,234 @@
+"""The methods that the bench compares: a sound in, a sound of the same length out.
+
+A method that is *told* something about the noise which nobody with one recording knows is marked
+so. One that was *trained* on other sounds is marked, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import harmonic_lowering
+from harmonic_lowering.denoise import Denoiser
+from harmonic_lowering.denoise.objective import estimate_noise
+from harmonic_lowering.spectral import Stft
+
+from .recordings import SAMPLE_RATE
+
+Sound = np.ndarray  # float64, one channel at SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class Method:
+    """`run(noisy, noise)` gives the estimate; `noise` is for methods that are told something."""
+
+    name: str
+    what: str
+    run: Callable[[Sound, Sound], Sound]
+    told: str = ""  # what it is told about the noise
+    trained: bool = False
+    needs: str = ""  # package
+    slow: bool = False  # by default only on a few conditions
+    settings: Callable[[], str] = lambda: ""
+
+    def missing(self) -> str:
+        """Say why the method cannot run here, or nothing."""
+        try:
+            self.settings()
+            if self.needs:
+                importlib.import_module(self.needs)
+        except Exception as error:  # a package that is broken is missing
+            return f"{type(error).__name__}: {error}"
+        finally:
+            np.seterr(all="warn")  # logmmse sets it to "raise" for the whole process
+        return ""
+
+    def version(self) -> str:
+        """Tell results apart that come from different code."""
+        if self.needs:
+            return f"{self.needs} {importlib.metadata.version(self.needs)}"
+        return self.settings() + " " + _digest(self)
+
+
+def noisereduce(noisy: Sound, _: Sound) -> Sound:
+    import noisereduce as package
+
+    return package.reduce_noise(y=noisy, sr=SAMPLE_RATE, stationary=True)
+
+
+def noisereduce_clip(noisy: Sound, noise: Sound) -> Sound:
+    import noisereduce as package
+
+    clip = noise[: 2 * SAMPLE_RATE]
+    return package.reduce_noise(y=noisy, sr=SAMPLE_RATE, stationary=True, y_noise=clip)
+
+
+def logmmse(noisy: Sound, _: Sound) -> Sound:
+    import logmmse as package
+
+    with np.errstate(all="ignore"):
+        # It writes into its input, gives back what fills whole frames only, and quiets below 0.
+        short = package.logmmse(noisy.copy(), SAMPLE_RATE)
+    return np.pad(short[: len(noisy)], (0, max(0, len(noisy) - len(short))))
+
+
+def rnnoise(noisy: Sound, _: Sound) -> Sound:
+    """RNNoise works at 48 kHz, in 16 bits and in frames of 10 ms, and is one frame late."""
+    import soxr
+    from pyrnnoise import rnnoise as package
+
+    fast = soxr.resample(noisy, SAMPLE_RATE, package.SAMPLE_RATE).clip(-1, 1)
+    size = package.FRAME_SIZE
+    frames = np.pad(fast, (0, 2 * size - len(fast) % size)).reshape(-1, size)
+    state = package.create()
+    try:
+        out = [package.process_mono_frame(state, frame)[0] for frame in frames]
+    finally:
+        package.destroy(state)
+    sound = np.concatenate(out)[size:] / 32768
+    return soxr.resample(sound, package.SAMPLE_RATE, SAMPLE_RATE)[: len(noisy)]
+
+
+def wiener(noisy: Sound, _: Sound) -> Sound:
+    return _filtered(noisy, Stft(512, 128), None, decision_directed)
+
+
+def wiener_white(noisy: Sound, noise: Sound) -> Sound:
+    return _filtered(noisy, Stft(512, 128), noise, decision_directed)
+
+
+def threshold(noisy: Sound, _: Sound) -> Sound:
+    return _filtered(noisy, Stft(1024, 256), None, hard_threshold)
+
+
+def threshold_white(noisy: Sound, noise: Sound) -> Sound:
+    return _filtered(noisy, Stft(1024, 256), noise, hard_threshold)
+
+
+def decision_directed(ratio: Tensor, smoothing: float = 0.98, least_db: float = -25.0) -> Tensor:
+    """Wiener's gain from the decision-directed signal-to-noise ratio.
+
+    `ratio` (F, T) is the a-posteriori ratio |X|²/N. Ephraim and Malah, "Speech enhancement using
+    a minimum mean-square error short-time spectral amplitude estimator", IEEE Trans. ASSP 32(6),
+    1984, DOI 10.1109/TASSP.1984.1164453; their constants.
+    """
+    least = 10 ** (least_db / 10)
+    before = torch.ones_like(ratio[:, 0])  # of the clean power in the last frame to the noise
+    gains = []
+    for now in ratio.unbind(1):
+        prior = smoothing * before + (1 - smoothing) * (now - 1).clamp_min(0)
+        prior = prior.clamp_min(least)
+        gains.append(prior / (1 + prior))
+        before = gains[-1].square() * now
+    return torch.stack(gains, 1)
+
+
+def hard_threshold(ratio: Tensor, deviations: float = 3.0) -> Tensor:
+    """Keep the bins that stand out of the noise, zero the others.
+
+    The diagonal estimator in Yu, Mallat and Bacry, "Audio denoising by time-frequency block
+    thresholding", IEEE Trans. SP 56(5), 2008, DOI 10.1109/TSP.2007.912893, with its 3σ.
+    """
+    return (ratio > deviations**2).to(ratio)
+
+
+def _filtered(
+    noisy: Sound, transform: Stft, noise: Sound | None, gain_of: Callable[[Tensor], Tensor]
+) -> Sound:
+    """Filter with a gain that is a function of |X|²/N.
+
+    N is the level of `noise`, taken as white, or, not told any, our denoiser's own estimate: so
+    what the denoiser gains over these methods is the network's merit.
+    """
+    spectrum = transform(torch.from_numpy(noisy))
+    power = spectrum.abs().square()
+    if noise is None:
+        level = estimate_noise(power)[:, None]
+    else:
+        window = torch.hann_window(transform.n_fft, dtype=power.dtype)
+        level = window.square().sum() * float(np.mean(noise**2))
+    return transform.inverse(spectrum * gain_of(power / level), len(noisy)).numpy()
+
+
+def _denoiser(**arguments: object) -> dict[str, object]:
+    def run(noisy: Sound, _: Sound) -> Sound:
+        sound = torch.from_numpy(noisy).float()
+        return Denoiser(**arguments)(sound, SAMPLE_RATE).waveform.double().numpy()
+
+    return {"run": run, "settings": lambda: repr(Denoiser(**arguments))}
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("noisy", "nothing done", lambda noisy, _: noisy),
+        Method(
+            "noisereduce", "spectral gating, stationary, defaults", noisereduce, needs="noisereduce"
+        ),
+        Method(
+            "noisereduce-clip",
+            "the same, given 2 s of the noise",
+            noisereduce_clip,
+            told="the noise",
+            needs="noisereduce",
+        ),
+        Method(
+            "logmmse",
+            "log-spectral amplitude; takes the first 0.12 s for noise",
+            logmmse,
+            needs="logmmse",
+        ),
+        Method("wiener", "decision-directed Wiener filter, our noise estimate", wiener),
+        Method(
+            "wiener-white", "the same, given the level, taken as white", wiener_white, told="level"
+        ),
+        Method("threshold", "STFT hard threshold, our noise estimate", threshold),
+        Method(
+            "threshold-white",
+            "the same, given the level, taken as white",
+            threshold_white,
+            told="level",
+        ),
+        Method(
+            "rnnoise",
+            "RNNoise, a network trained on speech and noise",
+            rnnoise,
+            trained=True,
+            needs="pyrnnoise",
+        ),
+        Method("prior", "this package, default", **_denoiser()),
+        Method(
+            "prior-plain",
+            "the same network with Conv2d",
+            slow=True,
+            **_denoiser(layer="plain"),
+        ),
+        Method(
+            "dap",
+            "complex-STFT fit as published, same layers",
+            slow=True,
+            **_denoiser(method="dap"),
+        ),
+    )
+}
+
+
+def _digest(method: Method) -> str:
+    if method.run.__name__ == "run":  # a Denoiser's
+        folder = Path(harmonic_lowering.__file__).parent
+        files = [*sorted((folder / "denoise").glob("*.py")), folder / "spectral.py"]
+        code = b"".join(file.read_bytes() for file in files)
+    else:
+        parts = [method.run, _filtered, decision_directed, hard_threshold, estimate_noise]
+        code = "".join(map(inspect.getsource, parts)).encode()
+    return hashlib.sha256(code).hexdigest()[:8]
