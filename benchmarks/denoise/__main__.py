@@ -1,0 +1,152 @@
+"""Measure what denoisers gain: python -m benchmarks.denoise (see --help)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import harmonic_lowering
+
+from .measure import Row, jobs, read_rows, run
+from .methods import METHODS
+from .mixtures import CLEAN, NOISES
+from .page import Results, _overview, draw, page
+from .recordings import NOISES as RECORDED
+from .recordings import RECORDINGS, default_cache, fetch
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = Path(__file__).with_name("results.csv")
+PAGE = ROOT / "docs" / "denoising.md"
+LEVELS = (0.0, 5.0, 10.0)
+DEFAULT_NOISES = ("white", "pink", "hum", "hiss")
+QUICK_RECORDINGS = ("librivox-a", "guitar")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is wanted and lacking, then show it; return the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print(
+            f"\nstopped; what was measured is in {arguments.table}: run again to go on",
+            file=sys.stderr,
+        )
+        return 130
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    quick = arguments.quick
+    sounds = {path.stem: path for path in arguments.sound}
+    names = arguments.recordings or (
+        QUICK_RECORDINGS if quick else (*sounds, *(one.name for one in RECORDINGS))
+    )
+    noises = arguments.noises or (("white",) if quick else DEFAULT_NOISES)
+    levels = arguments.levels or ((10.0,) if quick else LEVELS)
+    methods = arguments.methods or list(METHODS)
+    known = {one.name: one for one in RECORDINGS}
+    for given, may in ((names, (*known, *sounds)), (noises, NOISES), (methods, METHODS)):
+        for name in given:
+            if name not in may:
+                print(f"error: there is no {name!r}; choose from {', '.join(may)}", file=sys.stderr)
+                return 2
+    present = []
+    for name in methods:
+        if reason := METHODS[name].missing():
+            print(f"left out: {name}, {reason}", file=sys.stderr)
+        else:
+            present.append(name)
+    recorded = [one for one in RECORDED if one.name in noises]
+    fetch([known[n] for n in names if n in known] + recorded, arguments.cache, arguments.debs)
+
+    kinds = [(name, known[name].kind if name in known else "speech") for name in names]
+    # Slow methods run everywhere only when they were asked for by name.
+    few = (lambda *_: True) if arguments.methods else slow_on
+    wanted = jobs(kinds, noises, levels, present, few)
+    if not quick:
+        clean = [name for name in ("prior", "prior-fast") if name in present]
+        wanted += jobs(kinds, (CLEAN,), (float("inf"),), clean, lambda *_: False)
+    rows = run(wanted, arguments.table, arguments.cache, sounds, arguments.jobs, _say)
+
+    chosen = [rows[job] for job in wanted]
+    results = Results(chosen)
+    print(_overview(results, results.full, None))
+    whole = not (
+        quick or arguments.recordings or arguments.noises or arguments.levels or arguments.methods
+    )
+    target = arguments.page or (PAGE if whole else None)
+    if target:
+        kept = read_rows(arguments.table).values()
+        picture = target.parent / "images" / "denoising.png"
+        draw(kept, picture)
+        target.write_text(page(kept, "images/denoising.png", _conditions(arguments.jobs)))
+        print(f"wrote {target}, {picture}")
+    return 1 if any(row.error for row in chosen) else 0
+
+
+def slow_on(recording: str, noise: str, level_db: float) -> bool:
+    """By default slow methods run on one speech and one music recording, white noise, 10 dB."""
+    return recording in QUICK_RECORDINGS and noise == "white" and level_db == 10
+
+
+def _say(row: Row, left: int) -> None:
+    score = f"{row.si_sdr:6.2f} dB" if not row.error else row.error
+    print(
+        f"{row.method:17}{row.recording:14}{row.noise:7}{row.level_db:4g} dB  {score}  "
+        f"{row.seconds:7.2f} s   {left} left",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _conditions(workers: int) -> str:
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch "
+        f"{torch.__version__}, harmonic-lowering {harmonic_lowering.__version__}; {workers} "
+        "measurements at a time, one thread each; 16 kHz, one channel, excerpts of up to 4 s "
+        "(files of the user's whole). The noise is added at 0, 5 and 10 dB over the whole "
+        "excerpt. All settings are the same for all sounds."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.denoise", description=__doc__)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    add = parser.add_argument
+    add("--recordings", nargs="+", metavar="NAME", help=", ".join(r.name for r in RECORDINGS))
+    add(
+        "--sound",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="more speech recordings, whole files",
+    )
+    add(
+        "--noises",
+        nargs="+",
+        metavar="NAME",
+        help=f"{', '.join(NOISES)} (default: {' '.join(DEFAULT_NOISES)})",
+    )
+    add("--levels", nargs="+", type=float, metavar="DB", help="(default: 0 5 10)")
+    add("--methods", nargs="+", metavar="NAME", help=", ".join(METHODS))
+    add("--quick", action="store_true", help="two recordings, white noise at 10 dB")
+    add("--jobs", type=int, default=cores, help="measurements at a time (default: %(default)s)")
+    add("--table", type=Path, default=TABLE, help="CSV; its rows are not measured again")
+    add("--page", type=Path, help="write the page there (a whole run: docs/denoising.md)")
+    add("--cache", type=Path, default=default_cache(), help="folder of the recordings")
+    add("--debs", type=Path, help="folder with the Debian packages, instead of apt-get")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
