@@ -57,7 +57,7 @@ class Method:
         """Tell results apart that come from different code."""
         if self.needs:
             return f"{self.needs} {importlib.metadata.version(self.needs)}"
-        return self.settings() + " " + _digest(self)
+        return f"{self.settings()} {_digest(self)}".strip()
 
 
 def noisereduce(noisy: Sound, _: Sound) -> Sound:
