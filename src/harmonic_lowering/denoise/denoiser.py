@@ -7,28 +7,49 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..spectral import Stft
+from .dap import fit_spectrum
 from .fit import fit_gain
+from .hum import subtract_hum
 from .objective import estimate_noise
 
 __all__ = ["Denoised", "Denoiser", "Progress", "segment_bounds"]
 
 _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB says no more about the gain, only upsets the fit
+_MOST_BINS = 600_000  # of a segment's spectrogram: what bounds the memory at high rates
+_STEPS = {
+    ("prior", "fast"): 50,
+    ("prior", "default"): 200,
+    ("prior", "best"): 300,
+    ("dap", "fast"): 1000,
+    ("dap", "default"): 5000,
+    ("dap", "best"): 10000,
+}
+_STARTS = {"fast": 1, "default": 1, "best": 3}
+_WIDTHS = {"prior": (16, 16, 16), "dap": (35, 70, 70)}
+_LEARNING_RATE = {"prior": 2e-2, "dap": 1e-3}
+_OVERLAP = {"prior": 4, "dap": 16}  # windows over each sample
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: `step` of `steps` in `segment` of `segments`, counted from 1."""
+    """Where a run stands: `step` of at most `steps` in `segment` of `segments`, counted from 1.
+
+    `ended` is empty until a segment's last step, then says why it is the last: "level" (the
+    likelihood of hidden bins stopped growing), "steps" or "time".
+    """
 
     segment: int
     segments: int
     step: int
     steps: int
     loss: float
+    ended: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,10 +66,10 @@ class Denoised:
 class Denoiser:
     r"""Remove noise from one recording, with a network fitted to that recording alone.
 
-    A network of harmonic convolutions is fitted to the recording's power spectrum by maximum
-    likelihood. It learns what repeats along harmonics and in time sooner than what does not, so
-    that, stopped early, it has learnt the sound and not the noise. No training data, no download,
-    no sample of the noise.
+    Mains hum is subtracted first. Then a network of harmonic convolutions is fitted to the
+    recording's power spectrum by maximum likelihood, each bin foretold from its surroundings and
+    harmonics while the bin itself is hidden. Pitched sound can be foretold so, noise cannot. No
+    training data, no download, no sample of the noise.
 
     .. math:: \min_θ \sum_{f,t} \frac{|X|²}{N (1+ξ_θ)} + \log(1+ξ_θ),
         \qquad \hat S = \frac{ξ}{1+ξ} X
@@ -57,26 +78,40 @@ class Denoiser:
 
     Parameters
     ----------
-    steps : int >= 1
-        Steps of the optimiser for each segment.
-    seed : int
+    method : "prior" or "dap"
+        As above, or the deep audio prior as published: the network is fitted to the complex STFT
+        itself, and what it has learnt when it stops is the result. To compare with; it is slower
+        and worse.
+    quality : "fast", "default" or "best"
+        Presets of `steps` and of the number of random starts that are averaged.
+    steps : int >= 1, optional
+        The most steps of the optimiser for each segment (and start).
+    early_stop : bool
+        Whether to end sooner, when the likelihood of hidden bins no longer grows (``"prior"``).
+    time_limit : float > 0, seconds, optional
+        For the whole recording. The result then depends on the machine's speed.
+    seed : int in [0, 2**63)
         The same seed gives the same bits on the same machine.
     device : str
         Where to compute, as "cpu" or "cuda".
+    strength : float in [0, 1]
+        Share of what was found to be noise that is taken away.
     atten_lim : float > 0 or None
         Attenuate by this many dB at most; a little noise left over hides artefacts.
+    hum : bool
+        Whether to subtract steady tones at the multiples of 50 or 60 Hz.
     layer : "harmonic" or "plain"
         Layers of the network: `HarmonicConv2d`, or `Conv2d` to compare with.
-    widths : tuple of int >= 1
+    widths : tuple of int >= 1, optional
         Channels of the network at each scale.
-    learning_rate : float > 0
-        Adam's largest; it rises over the first steps and falls to zero with a cosine, so that the
-        end of a run is calm whatever its number of steps.
+    learning_rate : float > 0, optional
+        Adam's largest; for ``"prior"`` it rises over the first steps and falls to zero with a
+        cosine, so that the end of a run is calm whatever its number of steps.
     smoothing : float in [0, 1)
         Share of the past in the moving average of the gains over the steps.
     segment_s, overlap_s : float, 0 < overlap_s <= segment_s / 2
-        Longer recordings are cut into segments of about this length, cross-faded; a segment
-        bounds the memory.
+        Longer recordings are cut into segments of about this length (shorter at high rates),
+        cross-faded; a segment bounds the memory.
 
     Raises
     ------
@@ -87,12 +122,12 @@ class Denoiser:
     Notes
     -----
     Channels share one gain, so a stereo image stays where it is. Silence is returned as it came.
-    Not for noise that is itself harmonic or speech-like: hum, babble and music count as signal.
+    Not for noise that is itself speech or music: babble counts as signal.
 
     References
     ----------
     Ulyanov et al., "Deep Image Prior", arXiv:1711.10925; Zhang et al., "Deep Audio Priors Emerge
-    From Harmonic Convolutional Networks", ICLR 2020; Févotte et al. on the Itakura-Saito
+    From Harmonic Convolutional Networks", ICLR 2020; Krull et al., "Noise2Void", CVPR 2019; Févotte et al. on the Itakura-Saito
     divergence as the likelihood of power spectra, DOI 10.1162/neco.2008.04-08-771.
 
     Examples
@@ -103,37 +138,55 @@ class Denoiser:
     (torch.Size([8000]), True)
     """
 
-    steps: int = 150
+    method: str = "prior"
+    quality: str = "default"
+    steps: int | None = None
+    early_stop: bool = True
+    time_limit: float | None = None
     seed: int = 0
     device: str = "cpu"
+    strength: float = 1.0
     atten_lim: float | None = None
+    hum: bool = True
     layer: str = "harmonic"
-    widths: tuple[int, ...] = (16, 16, 16)
-    learning_rate: float = 2e-2
-    smoothing: float = 0.9
+    widths: tuple[int, ...] | None = None
+    learning_rate: float | None = None
+    smoothing: float = 0.97
     segment_s: float = 10.0
     overlap_s: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
+        for name, choices in (
+            ("method", ("prior", "dap")),
+            ("quality", ("fast", "default", "best")),
+            ("layer", ("harmonic", "plain")),
+        ):
+            if getattr(self, name) not in choices:
+                known = " or ".join(f'"{choice}"' for choice in choices)
+                raise ValueError(f"{name} must be {known}, got {getattr(self, name)!r}")
+        if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise ValueError(f"time_limit is a positive number of seconds, got {self.time_limit}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must lie in 0 … 2**63 - 1, got {self.seed}")
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength must lie in [0, 1], got {self.strength}")
         if self.atten_lim is not None and not self.atten_lim > 0:
             raise ValueError(f"atten_lim is a positive number of dB, got {self.atten_lim}")
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must lie in [0, 1), got {self.smoothing}")
-        if not self.learning_rate > 0:
+        if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 < self.overlap_s <= self.segment_s / 2:
             raise ValueError(
                 f"overlap_s must lie between 0 and half of segment_s ({self.segment_s / 2}), "
                 f"got {self.overlap_s}"
             )
-        if self.layer not in ("harmonic", "plain"):
-            raise ValueError(f'layer must be "harmonic" or "plain", got {self.layer!r}')
-        if not self.widths or min(self.widths) < 1:
+        if self.widths is not None and (not self.widths or min(self.widths) < 1):
             raise ValueError(f"widths must be one or more positive integers, got {self.widths}")
         try:
-            torch.empty(0, device=self.device)
+            torch.zeros(1, device=self.device).item()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(
                 f'device {self.device!r} cannot be used here, "cpu" always can'
@@ -143,7 +196,7 @@ class Denoiser:
         self,
         waveform: Tensor,
         sample_rate: int,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> Denoised:
         """Denoise a recording that is in memory.
 
@@ -153,7 +206,8 @@ class Denoiser:
             At least one window (64 ms) long.
         sample_rate : int >= 1, Hz
         progress : callable, optional
-            Called after each step.
+            Called after each step. When it returns true, the segment is filtered with what was
+            learnt so far, and the rest of the recording stays as it is.
 
         Returns
         -------
@@ -177,7 +231,7 @@ class Denoiser:
         read: Callable[[int, int], Tensor],
         length: int,
         sample_rate: int,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> Iterator[Tensor]:
         """Denoise a recording of any length in bounded memory.
 
@@ -197,24 +251,31 @@ class Denoiser:
         """
         if sample_rate < 1:
             raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
-        transform = Stft.for_rate(sample_rate)
+        transform = Stft.for_rate(sample_rate, overlap=_OVERLAP[self.method])
         if length < transform.n_fft:
             raise ValueError(
                 f"the recording has {length} samples, shorter than one window of "
                 f"{transform.n_fft} ({1000 * transform.n_fft / sample_rate:.0f} ms)"
             )
         overlap = max(transform.n_fft, round(self.overlap_s * sample_rate))
-        bounds = segment_bounds(
-            length, max(2 * overlap, round(self.segment_s * sample_rate)), overlap
+        longest = min(
+            round(self.segment_s * sample_rate), _MOST_BINS // transform.bins * transform.hop_length
         )
+        bounds = segment_bounds(length, max(2 * overlap, longest), overlap)
         fade = (torch.arange(overlap) + 0.5) / overlap
+        ends = None if self.time_limit is None else time.monotonic() + self.time_limit
+        stopped = False
         tail: Tensor | None = None
         for index, (start, stop) in enumerate(bounds):
             noisy = read(start, stop)
             if not noisy.isfinite().all():
                 raise ValueError("the recording holds samples that are not finite numbers")
-            report = _reporter(progress, index + 1, len(bounds), self.steps)
-            clean = self._clean(noisy, transform, report)
+            clean = noisy.clone()
+            if not stopped:
+                left = len(bounds) - index
+                share = None if ends is None else max(0.0, ends - time.monotonic()) / left
+                place = (index + 1, len(bounds))
+                clean, stopped = self._clean(noisy, sample_rate, transform, share, place, progress)
             if tail is not None:
                 clean[:, :overlap] = torch.lerp(tail, clean[:, :overlap], fade.to(clean))
             last = index == len(bounds) - 1
@@ -222,31 +283,84 @@ class Denoiser:
             yield clean if last else clean[:, :-overlap]
 
     def _clean(
-        self, noisy: Tensor, transform: Stft, report: Callable[[int, float], None]
+        self,
+        noisy: Tensor,
+        sample_rate: int,
+        transform: Stft,
+        time_limit: float | None,
+        place: tuple[int, int],
+        progress: Callable[[Progress], object] | None,
+    ) -> tuple[Tensor, bool]:
+        """Fit one segment (C, L) and filter it; say, too, whether `progress` asked to stop."""
+        loudest = float(noisy.abs().max())
+        if loudest == 0:
+            return noisy.clone(), False
+        # Squares of very loud or very quiet samples would leave the range of float32. A power of
+        # two changes no digit.
+        scale = 2.0 ** math.frexp(loudest)[1]
+        scaled = noisy / scale
+        heard = subtract_hum(scaled, sample_rate) if self.hum else scaled
+        spectrum = transform(heard)
+        asked = False
+        steps = self.steps or _STEPS[self.method, self.quality]
+        starts = _STARTS[self.quality] if self.method == "prior" else 1
+
+        def report(step: int, loss: float, ended: str) -> bool:
+            nonlocal asked
+            if progress is not None:
+                done = start * steps + step
+                last = ended if start == starts - 1 else ""
+                asked = bool(progress(Progress(*place, done, starts * steps, loss, last)))
+            return asked
+
+        common: dict[str, Any] = {
+            "steps": steps,
+            "device": self.device,
+            "layer": self.layer,
+            "widths": self.widths or _WIDTHS[self.method],
+            "learning_rate": self.learning_rate or _LEARNING_RATE[self.method],
+        }
+        results = []
+        for start in range(starts):
+            begun = time.monotonic()
+            settings = {
+                **common,
+                "seed": self.seed + start,
+                "time_limit": None if time_limit is None else time_limit / (starts - start),
+            }
+            results.append(
+                fit_spectrum(spectrum, report, **settings)
+                if self.method == "dap"
+                else spectrum * self._gain(spectrum, report, settings)
+            )
+            if asked:
+                break
+            if time_limit is not None:
+                time_limit = max(0.0, time_limit - (time.monotonic() - begun))
+        clean = transform.inverse(torch.stack(results).mean(0), noisy.shape[1])
+        kept = 1 - self.strength
+        if self.atten_lim is not None:
+            kept = max(kept, 10 ** (-self.atten_lim / 20))
+        clean[noisy.abs().amax(1) == 0] = 0
+        return torch.lerp(clean, scaled, kept) * scale, asked
+
+    def _gain(
+        self, spectrum: Tensor, report: Callable[[int, float, str], bool], settings: dict[str, Any]
     ) -> Tensor:
-        """Fit one segment (C, L) and filter it."""
-        spectrum = transform(noisy)
+        """One gain for all channels, from the mean of their signal-to-noise ratios."""
         power = spectrum.abs().square()
         alive = [channel for channel in power if bool(channel.max() > 0)]
         if not alive:
-            return noisy.clone()
-        # One gain for all channels, from the mean of their signal-to-noise ratios.
+            return torch.ones_like(power[0])
         ratio = torch.stack([channel / estimate_noise(channel)[:, None] for channel in alive])
         gain = fit_gain(
             ratio.mean(0).clamp_max(_LARGEST_RATIO).float(),
             report,
-            steps=self.steps,
-            seed=self.seed,
-            device=self.device,
-            layer=self.layer,
-            widths=self.widths,
-            learning_rate=self.learning_rate,
             smoothing=self.smoothing,
+            early_stop=self.early_stop,
+            **settings,
         )
-        if self.atten_lim is not None:
-            least = 10 ** (-self.atten_lim / 20)
-            gain = least + (1 - least) * gain
-        return transform.inverse(spectrum * gain.to(power), noisy.shape[1])
+        return gain.to(power)
 
 
 def segment_bounds(length: int, segment: int, overlap: int) -> list[tuple[int, int]]:
@@ -256,13 +370,3 @@ def segment_bounds(length: int, segment: int, overlap: int) -> list[tuple[int, i
     count = math.ceil((length - overlap) / (segment - overlap))
     edges = [round(i * (length - overlap) / count) for i in range(count + 1)]
     return [(start, stop + overlap) for start, stop in itertools.pairwise(edges)]
-
-
-def _reporter(
-    progress: Callable[[Progress], None] | None, segment: int, segments: int, steps: int
-) -> Callable[[int, float], None]:
-    def report(step: int, loss: float) -> None:
-        if progress is not None:
-            progress(Progress(segment, segments, step, steps, loss))
-
-    return report

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["estimate_noise", "negative_log_likelihood", "wiener_gain"]
+__all__ = ["estimate_noise", "itakura_saito", "wiener_gain"]
 
 _SHAPE_QUANTILE = 0.1
 _START_QUANTILE = 0.05
@@ -22,10 +22,13 @@ _THRESHOLD = 1.5
 _SWEEPS = 20
 
 
-def negative_log_likelihood(power_ratio: Tensor, log_snr: Tensor) -> Tensor:
-    r"""Mean of −log p(|X|² / N | ξ) over all bins, up to a constant.
+def itakura_saito(power_ratio: Tensor, log_snr: Tensor) -> Tensor:
+    r"""Itakura-Saito divergence of each bin's power from the one that the network expects.
 
-    .. math:: \frac{|X|²/N}{1+ξ} + \log(1+ξ)
+    .. math:: q − \log q − 1, \qquad q = \frac{|X|²/N}{1+ξ}
+
+    It is −log p(|X|² / N | ξ) but for a term without ξ, and 0 where q = 1; subtracting that term
+    halves the spread between random choices of bins.
 
     Parameters
     ----------
@@ -34,8 +37,8 @@ def negative_log_likelihood(power_ratio: Tensor, log_snr: Tensor) -> Tensor:
     log_snr : Tensor, the same shape
         log ξ, natural logarithm.
     """
-    log_mean = F.softplus(log_snr)
-    return (power_ratio * torch.exp(-log_mean) + log_mean).mean()
+    log_quotient = power_ratio.clamp_min(1e-6).log() - F.softplus(log_snr)
+    return log_quotient.exp() - log_quotient - 1
 
 
 def wiener_gain(log_snr: Tensor) -> Tensor:

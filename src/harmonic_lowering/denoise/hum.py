@@ -1,0 +1,132 @@
+r"""Mains hum: steady tones at the multiples of 50 or 60 Hz, found and subtracted.
+
+Hum is as harmonic as any music, so the network would keep it. What tells it apart is that its
+pitch is the mains' and that it never pauses, swells or glides. A tone of a constant frequency is
+two numbers (here four: its amplitude may drift linearly), so a recording of seconds fixes it far
+better than any filter of spectrogram bins could: least squares takes the tone and leaves what
+else lies in those bins.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["subtract_hum"]
+
+_MAINS = (50.0, 60.0)  # Hz
+_DRIFT = 0.2  # Hz; grids hold their frequency closer than this
+_HIGHEST = 2500.0  # Hz
+_SHORTEST_S = 1.0  # below, 50 Hz cannot be told from a voice
+_PIECES = 6  # of the recording, over which a line must stay the same
+_STEADY = 0.35  # the most that a line's pieces may differ, against its mean
+_STANDS_OUT = 10.0  # of a line's power to that of the frequencies around it
+_FEWEST = 3  # lines that make a hum
+_BLOCK = 1 << 14  # samples
+
+
+def subtract_hum(waveform: Tensor, sample_rate: int) -> Tensor:
+    r"""Subtract mains hum from each channel, if there is any; else return the input itself.
+
+    .. math:: \min_{a,b,c,d} \sum_n \Big( x[n] − \sum_k (a_k + b_k n) \cos k ω n
+        + (c_k + d_k n) \sin k ω n \Big)^2
+
+    over the lines k that stand out of their surroundings and are steady, with ω near 2π·50 or
+    2π·60 Hz where those lines are strongest.
+
+    Parameters
+    ----------
+    waveform : Tensor [shape=(C, L)]
+    sample_rate : int, Hz
+
+    Notes
+    -----
+    A note held at exactly the mains' pitch for the whole recording is taken for hum, too. The
+    lines must be there from beginning to end. Cost: O(L·K²) for K lines.
+    """
+    if waveform.shape[1] < _SHORTEST_S * sample_rate:
+        return waveform
+    cleaned = [_without_hum(channel, sample_rate) for channel in waveform]
+    if all(clean is channel for clean, channel in zip(cleaned, waveform, strict=True)):
+        return waveform
+    return torch.stack(cleaned)
+
+
+def _without_hum(channel: Tensor, sample_rate: int) -> Tensor:
+    fundamental, lines = _lines(channel.double(), sample_rate)
+    if len(lines) < _FEWEST:
+        return channel
+    omega = 2 * math.pi * fundamental / sample_rate * lines
+    length = len(channel)
+    normal = torch.zeros(4 * len(lines), 4 * len(lines), dtype=torch.float64)
+    right = torch.zeros(4 * len(lines), dtype=torch.float64)
+    blocks = [(start, min(length, start + _BLOCK)) for start in range(0, length, _BLOCK)]
+    for start, stop in blocks:
+        tones = _tones(omega, start, stop, length)
+        normal += tones.T @ tones
+        right += tones.T @ channel[start:stop].double()
+    amplitude = torch.linalg.lstsq(normal, right[:, None]).solution[:, 0]
+    clean = channel.clone()
+    for start, stop in blocks:
+        clean[start:stop] -= (_tones(omega, start, stop, length) @ amplitude).to(clean)
+    return clean
+
+
+def _tones(omega: Tensor, start: int, stop: int, length: int) -> Tensor:
+    """Cosines and sines of samples start..stop, constant and rising linearly [samples, 4K]."""
+    time = torch.arange(start, stop, dtype=torch.float64)[:, None]
+    waves = torch.cat([torch.cos(omega * time), torch.sin(omega * time)], 1)
+    return torch.cat([waves, waves * (2 * time / length - 1)], 1)
+
+
+def _lines(channel: Tensor, sample_rate: int) -> tuple[float, Tensor]:
+    """Find the hum's fundamental in Hz and which of its multiples it has."""
+    best = (0.0, torch.empty(0))
+    highest = min(_HIGHEST, 0.45 * sample_rate)
+    length = len(channel)
+    padded = 4 * length
+    spectrum = torch.fft.rfft(channel * torch.hann_window(length).to(channel), padded)
+    power = spectrum[: math.ceil((highest + 30) * padded / sample_rate)].abs().square()
+    if not float(power.max()) > 0:
+        return best
+    grid = max(1, round(0.25 * _DRIFT * length / sample_rate * 40))
+    strongest = 0.0
+    for mains in _MAINS:
+        multiples = torch.arange(1, int(highest / mains) + 1, dtype=torch.float64)
+        around = _around(power, multiples * mains * padded / sample_rate, padded / sample_rate)
+        for step in range(-grid, grid + 1):
+            fundamental = mains + _DRIFT * step / grid
+            place = (multiples * fundamental * padded / sample_rate).round().long()
+            ratio = power[place.clamp_max(len(power) - 1)] / around
+            score = float(ratio.clamp_min(1).log().sum())
+            if score > strongest:
+                strongest = score
+                best = (fundamental, multiples[ratio > _STANDS_OUT])
+    fundamental, lines = best
+    steady = [line for line in lines.tolist() if _steady(channel, line * fundamental / sample_rate)]
+    return fundamental, torch.tensor(steady, dtype=torch.float64)
+
+
+def _around(power: Tensor, places: Tensor, per_hertz: float) -> Tensor:
+    """Median power 5 to 20 Hz off each place."""
+    near = torch.arange(round(5 * per_hertz), round(20 * per_hertz))
+    offsets = torch.cat([-near, near])
+    index = (places.round().long()[:, None] + offsets).abs().clamp_max(len(power) - 1)
+    floor = 1e-20 * power.max()
+    return power[index].median(1).values.clamp_min(floor)
+
+
+def _steady(channel: Tensor, frequency: float) -> bool:
+    """Say whether a tone's complex amplitude is much the same in all pieces of the recording."""
+    size = len(channel) // _PIECES
+    time = torch.arange(_PIECES * size, dtype=torch.float64)
+    turned = channel[: _PIECES * size] * torch.polar(
+        torch.ones_like(time), -2 * math.pi * frequency * time
+    )
+    window = torch.hann_window(size).to(channel)
+    pieces = (turned.reshape(_PIECES, size) * window).sum(1)
+    mean = pieces.mean()
+    return float((pieces - mean).abs().square().mean().sqrt()) < _STEADY * float(mean.abs())
