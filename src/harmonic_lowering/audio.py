@@ -8,6 +8,10 @@ and then renamed, so an interrupted run leaves nothing half-written.
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +24,7 @@ from torch import Tensor
 
 from .optional import need
 
-__all__ = ["AudioError", "AudioFormat", "AudioReader", "AudioWriter", "replacing"]
+__all__ = ["FILE_TYPES", "AudioError", "AudioFormat", "AudioReader", "AudioWriter", "replacing"]
 
 _FLOATING = ("FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III")
 _WIDE = ("DOUBLE", "PCM_32")  # more bits than float32 holds
@@ -47,24 +51,27 @@ class AudioFormat:
         """Give the format for a file of that name: its own container, these samples if it can."""
         soundfile = _soundfile()
         suffix = path.suffix.lower().lstrip(".")
-        container = _CONTAINERS.get(suffix, suffix.upper())
-        if container not in soundfile.available_formats():
-            known = ", ".join(sorted(_CONTAINERS))
+        container = _CONTAINERS.get(suffix, "")
+        if suffix not in _CONTAINERS or container not in soundfile.available_formats():
+            known = ", ".join(FILE_TYPES)
             raise AudioError(
                 f"{path}: cannot write the file type '.{suffix}'; name it one of {known}"
             )
-        if container == self.container:
-            return self
-        fits = soundfile.check_format(container, self.subtype)
-        return AudioFormat(
-            container, self.subtype if fits else soundfile.default_subtype(container)
-        )
+        if container == self.container or {container, self.container} <= _RIFF:
+            return self  # WAV with a longer header is named .wav, too
+        wide = self.subtype in (*_WIDE, *_FLOATING, "PCM_24")
+        for subtype in ("OPUS" if suffix == "opus" else self.subtype, "PCM_24" if wide else ""):
+            if subtype and soundfile.check_format(container, subtype):
+                return AudioFormat(container, subtype)
+        return AudioFormat(container, soundfile.default_subtype(container))
 
 
+_RIFF = {"WAV", "WAVEX", "RF64"}
 _CONTAINERS = {
     "wav": "WAV", "flac": "FLAC", "ogg": "OGG", "oga": "OGG", "opus": "OGG", "mp3": "MP3",
     "aiff": "AIFF", "aif": "AIFF", "au": "AU", "caf": "CAF", "w64": "W64", "rf64": "RF64",
 }  # fmt: skip
+FILE_TYPES = tuple(sorted(_CONTAINERS))  # suffixes that can be written
 
 
 class AudioReader:
@@ -82,6 +89,7 @@ class AudioReader:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         soundfile = _soundfile()
         if self.path.is_dir():
             raise AudioError(f"{self.path}: is a folder, expected a sound file")
@@ -94,10 +102,7 @@ class AudioReader:
                 raise AudioError(f"{self.path}: may not be read (no permission)") from error
             if self.path.stat().st_size == 0:
                 raise AudioError(f"{self.path}: the file is empty (0 bytes)") from error
-            raise AudioError(
-                f"{self.path}: not a sound file that can be read (WAV, FLAC, OGG, MP3, AIFF can; "
-                f"convert others first, as with: ffmpeg -i {self.path.name} sound.wav)"
-            ) from error
+            self._file = self._converted(error)
         self.sample_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.length: int = self._file.frames
@@ -105,6 +110,37 @@ class AudioReader:
         if self.length < 1:
             self.close()
             raise AudioError(f"{self.path}: holds no samples")
+        if "(should be" in self._file.extra_info:  # libsndfile's log of the header
+            warnings.warn(
+                f"{self.path}: is shorter than its header says, it was cut off; what is there, "
+                f"{self.length / self.sample_rate:.2f} s, is used",
+                stacklevel=2,
+            )
+
+    def _converted(self, error: Exception) -> Any:
+        """Open what ffmpeg makes of a file that libsndfile does not know (m4a, webm, ...)."""
+        ffmpeg = shutil.which("ffmpeg")
+        if ffmpeg is None:
+            raise AudioError(
+                f"{self.path}: not a sound file that can be read (WAV, FLAC, OGG, MP3, AIFF can; "
+                "others when the program ffmpeg is installed, or convert them elsewhere, as with: "
+                f"ffmpeg -i {self.path.name} sound.wav)"
+            ) from error
+        self._folder = tempfile.TemporaryDirectory()
+        sound = Path(self._folder.name) / "sound.w64"  # WAV ends at 4 GiB
+        told = subprocess.run(
+            [ffmpeg, "-nostdin", "-v", "error", "-i", os.fspath(self.path), "-vn",
+             "-c:a", "pcm_f32le", "-f", "w64", os.fspath(sound)],
+            capture_output=True, text=True, errors="replace", check=False,
+        )  # fmt: skip
+        try:
+            return _soundfile().SoundFile(os.fspath(sound))
+        except _soundfile().SoundFileError:
+            self._folder.cleanup()
+            said = (told.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
+            raise AudioError(
+                f"{self.path}: not a sound file that can be read, nor by ffmpeg ({said})"
+            ) from error
 
     def read(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Read samples start..stop as a Tensor [shape=(channels, samples)] of `format.dtype`."""
@@ -131,6 +167,8 @@ class AudioReader:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def __enter__(self) -> AudioReader:
         return self
@@ -211,8 +249,14 @@ class AudioWriter:
     def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
         try:
             self._file.close()
-        finally:
-            self._place.__exit__(kind, value, trace)
+        except (_soundfile().SoundFileError, OSError) as error:
+            refusal = AudioError(f"{self.path}: cannot be written, is the disk full? ({error})")
+            self._place.__exit__(type(refusal), refusal, None)
+            raise refusal from error
+        except BaseException:
+            self._place.__exit__(*sys.exc_info())
+            raise
+        self._place.__exit__(kind, value, trace)
         if kind is None and self.clipped:
             warnings.warn(
                 f"{self.path}: {self.clipped} samples were louder than {self.format.subtype} "

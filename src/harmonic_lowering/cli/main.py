@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import cast
 
 from . import bench, build_native, denoise
+from .status import INTERRUPTED
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,17 +34,24 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status."""
     arguments = build_parser().parse_args(argv)
-    previous = signal.signal(signal.SIGTERM, _terminate)  # so that `finally` clears up
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # So that `finally` clears up; only the main thread may ask for it.
+    previous = {n: signal.signal(n, _terminate) for n in _ENDING if in_main_thread}
     try:
         return cast(int, arguments.run(arguments))
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away; Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ImportError as error:
         print(f"harmonic-lowering: {error}", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _terminate(number: int, _: FrameType | None) -> None:
