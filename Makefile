@@ -12,7 +12,7 @@ CORE_SOURCES := $(wildcard src/harmonic_lowering/native/*.cpp)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench bench-peers native clean
+.PHONY: help demo test lint bench bench-peers bench-denoise native clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -44,6 +44,13 @@ bench-peers: $(READY) ## install torchvision beside, in .venv-peers (several GB)
 	@echo "== a second environment in $(VENV)-peers, for torchvision's deform_conv2d"
 	@test -x $(VENV)-peers/bin/pip || $(PYTHON) -m venv $(VENV)-peers
 	@$(VENV)-peers/bin/python -m pip install torch==2.14.1 torchvision==0.29.1 numpy
+
+# Each by itself: one that does not install (pesq needs a C compiler) is left out, and said to be.
+bench-denoise: $(READY) native ## measure the denoiser beside its peers, on recordings from Debian
+	@for peer in noisereduce logmmse pyrnnoise soxr pesq pystoi; do \
+	  $(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $$peer || echo "left out: $$peer did not install"; \
+	done
+	@$(PY) -m benchmarks.denoise $(ARGS)
 
 clean: ## remove the environments, caches and outputs
 	rm -rf $(VENV) $(VENV)-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output

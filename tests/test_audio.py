@@ -1,6 +1,7 @@
 """Files: nothing is lost on the way in and out, nothing is half-written."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -96,7 +97,9 @@ def test_a_file_appears_only_when_it_is_complete(tmp_path):
     assert os.listdir(tmp_path) == ["x.txt"]
 
 
-def test_reader_refuses_in_one_sentence(tmp_path):
+def test_reader_refuses_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # no ffmpeg
+
     def refused(name, match):
         with pytest.raises(AudioError, match=match) as caught:
             AudioReader(tmp_path / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import sys
@@ -65,6 +66,9 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"left out: {name}, {reason}", file=sys.stderr)
         else:
             present.append(name)
+    for package in ("pesq", "pystoi"):
+        if importlib.util.find_spec(package) is None:
+            print(f"left out: the score of {package}, which is not installed", file=sys.stderr)
     recorded = [one for one in RECORDED if one.name in noises]
     fetch([known[n] for n in names if n in known] + recorded, arguments.cache, arguments.debs)
 

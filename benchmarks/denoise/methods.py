@@ -218,9 +218,9 @@ METHODS = {
         ),
         Method(
             "dap",
-            "complex-STFT fit as published, same layers",
+            "complex-STFT fit as published, 1000 steps",
             slow=True,
-            **_denoiser(method="dap"),
+            **_denoiser(method="dap", quality="fast"),
         ),
     )
 }

@@ -105,10 +105,12 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             report: dict[str, Any] = {"input": str(job.source), "output": str(job.target)}
             try:
                 done = _one(denoiser, job, arguments, stop, report)
+            except BrokenPipeError:  # whoever reads our output went away: not the file's fault
+                raise
             except (AudioError, ValueError, OSError, MemoryError, RuntimeError) as error:
                 failed += 1
-                report["error"] = done = _sentence(error, job)
-                print(done, file=sys.stderr)
+                report["error"] = _sentence(error, job)
+                print(report["error"], file=sys.stderr)
             else:
                 if not arguments.json and job.target != PIPE:
                     print(done, flush=True)
@@ -207,16 +209,11 @@ def _target(path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "out.wav"
-        # After the writer, which is entered later, has closed the file.
-        with ExitStack() as after:
-            after.callback(lambda: file.exists() and _pour(file))
-            yield file
-
-
-def _pour(file: Path) -> None:
-    with file.open("rb") as sound:
-        shutil.copyfileobj(sound, sys.stdout.buffer)
-    sys.stdout.buffer.flush()
+        yield file
+        # An error does not come here; and the writer, entered later, has closed the file by now.
+        with file.open("rb") as sound:
+            shutil.copyfileobj(sound, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 def _plot(before: AudioReader, target: Path, picture: Path) -> None:

@@ -57,7 +57,7 @@ def fit_spectrum(
             output = network(source)
             loss = (output - target).square().mean()
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         optimiser.step()
         if time_limit is not None and time.monotonic() - began > time_limit:
             ended = "time"

@@ -21,6 +21,7 @@ from .objective import estimate_noise
 __all__ = ["Denoised", "Denoiser", "Progress", "segment_bounds"]
 
 _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB says no more about the gain, only upsets the fit
+_OWN_SHARE = 0.02  # of a bin's own power in its ratio: for what its surroundings cannot foretell
 _MOST_BINS = 600_000  # of a segment's spectrogram: what bounds the memory at high rates
 _STEPS = {
     ("prior", "fast"): 50,
@@ -108,7 +109,7 @@ class Denoiser:
         Adam's largest; for ``"prior"`` it rises over the first steps and falls to zero with a
         cosine, so that the end of a run is calm whatever its number of steps.
     smoothing : float in [0, 1)
-        Share of the past in the moving average of the gains over the steps.
+        Share of the past in the moving average of the gains over the steps, at most ``1 - 5/steps``.
     segment_s, overlap_s : float, 0 < overlap_s <= segment_s / 2
         Longer recordings are cut into segments of about this length (shorter at high rates),
         cross-faded; a segment bounds the memory.
@@ -127,8 +128,9 @@ class Denoiser:
     References
     ----------
     Ulyanov et al., "Deep Image Prior", arXiv:1711.10925; Zhang et al., "Deep Audio Priors Emerge
-    From Harmonic Convolutional Networks", ICLR 2020; Krull et al., "Noise2Void", CVPR 2019; Févotte et al. on the Itakura-Saito
-    divergence as the likelihood of power spectra, DOI 10.1162/neco.2008.04-08-771.
+    From Harmonic Convolutional Networks", ICLR 2020; Krull et al., "Noise2Void", CVPR 2019;
+    Févotte et al. on the Itakura-Saito divergence as the likelihood of power spectra, DOI
+    10.1162/neco.2008.04-08-771.
 
     Examples
     --------
@@ -353,14 +355,18 @@ class Denoiser:
         if not alive:
             return torch.ones_like(power[0])
         ratio = torch.stack([channel / estimate_noise(channel)[:, None] for channel in alive])
+        observed = ratio.mean(0).clamp_max(_LARGEST_RATIO)
         gain = fit_gain(
-            ratio.mean(0).clamp_max(_LARGEST_RATIO).float(),
+            observed.float(),
             report,
-            smoothing=self.smoothing,
+            # A short run has no steps to spare for those before it has learnt anything.
+            smoothing=min(self.smoothing, max(0.0, 1 - 5 / settings["steps"])),
             early_stop=self.early_stop,
             **settings,
         )
-        return gain.to(power)
+        snr = gain.to(power) / (1 - gain.to(power)).clamp_min(1 / _LARGEST_RATIO)
+        snr = torch.lerp(snr, (observed - 1).clamp_min(0), _OWN_SHARE)
+        return snr / (1 + snr)
 
 
 def segment_bounds(length: int, segment: int, overlap: int) -> list[tuple[int, int]]:
