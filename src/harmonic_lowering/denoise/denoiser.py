@@ -109,7 +109,7 @@ class Denoiser:
         Adam's largest; for ``"prior"`` it rises over the first steps and falls to zero with a
         cosine, so that the end of a run is calm whatever its number of steps.
     smoothing : float in [0, 1)
-        Share of the past in the moving average of the gains over the steps, at most ``1 - 5/steps``.
+        Share of the past in the moving average of the gains, at most ``1 - 5/steps``.
     segment_s, overlap_s : float, 0 < overlap_s <= segment_s / 2
         Longer recordings are cut into segments of about this length (shorter at high rates),
         cross-faded; a segment bounds the memory.
