@@ -36,8 +36,7 @@ def test_it_runs():
 def test_it_is_stored_executed():
     cells = [c for c in json.loads(NOTEBOOK.read_text())["cells"] if c["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    kinds = {
-        kind for cell in cells for output in cell["outputs"] for kind in output.get("data", {})
-    }
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
     assert {"image/png", "text/html"} <= kinds  # pictures and players
-    assert not any(output["output_type"] == "error" for cell in cells for output in cell["outputs"])
+    assert not any(output["output_type"] == "error" for output in outputs)
