@@ -180,7 +180,7 @@ def test_long_recordings_are_cut_in_time_and_large_results_bypass_the_cache():
     )
     x, w, b = case.tensors(torch.float32)
     wanted = case.call(x, w, b, engine="lowering")
-    for engine in FAST[: 2 if native.why_not(x, w, b) is None else 1]:
+    for engine in FAST[: 2 if native.cannot(x, w, b) is None else 1]:
         for form in (torch.contiguous_format, torch.channels_last):
             got = case.call(x.contiguous(memory_format=form), w, b, engine=engine)
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
@@ -195,7 +195,7 @@ def test_auto_says_why(monkeypatch):
         assert engines.choose("auto", torch.empty(x.shape), torch.empty(w.shape)).engine == (
             "lowering"
         )
-    monkeypatch.setattr(native, "why_not", lambda *_: "it is away")
+    monkeypatch.setattr(native, "cannot", lambda *_: "it is away")
     small = engines.choose("auto", x, w, b)
     assert small.engine == "lowering"
     assert "small" in small.reason
@@ -203,7 +203,7 @@ def test_auto_says_why(monkeypatch):
     large = engines.choose("auto", x.repeat(64, 1, 9, 9), w, b)
     assert large.engine == "blocked"
     assert "bytes" in large.reason
-    monkeypatch.setattr(native, "why_not", lambda *_: None)
+    monkeypatch.setattr(native, "cannot", lambda *_: None)
     assert engines.choose("auto", x, w, b).engine == "native"
 
 
@@ -219,8 +219,8 @@ def test_layers_say_which_engine_they_use():
 def test_why_not_names_the_argument():
     x, w, b = tensors(torch.float32)
     assert "dtypes differ" in blocked.why_not(x, w.double(), b)
-    assert "float32" in native.why_not(x, w.double(), b)
-    assert "on meta" in native.why_not(x.to("meta"), w, b)
+    assert "float32" in native.cannot(x, w.double(), b)
+    assert "on meta" in native.cannot(x.to("meta"), w, b)
     assert blocked.why_not(x, w, b) is None
 
 

@@ -80,7 +80,8 @@ def choose(
     if input.dtype in (torch.bfloat16, torch.float16) and _has_matrix_units(input):
         no_native = "torch's own convolutions use this processor's matrix units for half types"
     else:
-        no_native = native.why_not(input, weight, bias) or ""
+        tensors = (input, weight) if bias is None else (input, weight, bias)
+        no_native = native.cannot(*tensors) or ""
     if not no_native:
         return Choice("native", "the native core is built and can run this call")
     lowered = input.numel() * weight.shape[2] * input.element_size()

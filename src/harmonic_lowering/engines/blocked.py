@@ -44,9 +44,11 @@ SMALLEST_BAND = 1 / 24
 def why_not(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     """Return what keeps this engine from running this call itself, or None."""
     tensors = [input, weight] if bias is None else [input, weight, bias]
+    if reason := hands_over(*tensors):
+        return reason
     if len({computes_in(tensor) for tensor in tensors}) > 1:
         return f"the dtypes differ: {[str(tensor.dtype) for tensor in tensors]}"
-    return hands_over(*tensors)
+    return None
 
 
 def convolve(

@@ -9,7 +9,6 @@ transposed matrices and the kernel turned round.
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -26,21 +25,22 @@ from .handover import (
     hands_over,
     memory_format,
 )
+from .plans import remembered
 
-__all__ = ["convolve", "why_not"]
+__all__ = ["cannot", "convolve"]
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
-def why_not(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Return what keeps the native core from running this call, or None."""
-    tensors = [input, weight] if bias is None else [input, weight, bias]
-    if not all(tensor.device.type == "cpu" for tensor in tensors):
-        return f"the native core runs on the CPU, and input is on {input.device}"
+def cannot(*tensors: Tensor) -> str | None:
+    """Return what keeps the native core from running this call itself, or None."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            return f"the native core runs on the CPU, and a tensor is on {tensor.device}"
     dtypes = {computes_in(tensor) for tensor in tensors}
     if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
         return f"the native core takes one of {[str(d) for d in DTYPES]}, the same for all"
-    return hands_over(*tensors) or native.why_not_loaded()
+    return native.why_not_loaded()
 
 
 def convolve(
@@ -67,7 +67,7 @@ def convolve(
     tensors = (input, weight) if bias is None else (input, weight, bias)
     if hands_over(*tensors):
         return geometry.lowering(input, weight, bias)
-    if reason := why_not(input, weight, bias):
+    if reason := cannot(*tensors):
         raise RuntimeError(f"engine 'native' cannot run: {reason}; or use engine='auto'")
     return _Convolution.apply(input, weight, bias, geometry)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -158,7 +158,7 @@ def _call(
 
 def _run(name: str, call: native.Call) -> None:
     library = native.load()
-    assert library is not None, "why_not() has looked"
+    assert library is not None, "cannot() has looked"
     if getattr(library, name)(ctypes.byref(call)):
         raise NotImplementedError(f"{name}: dtype code {call.dtype}")
 
@@ -196,7 +196,7 @@ class Matrices(NamedTuple):
 Entries = list[list[tuple[int, float]]]
 
 
-@lru_cache(maxsize=256)
+@remembered
 def matrices(taps: FrequencyTaps, n_bins: int, stride: int) -> Matrices:
     """Return the plan of a geometry."""
     n_rows = -(-n_bins // stride)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..taps import FrequencyTaps
 
-__all__ = ["cached_on_device"]
+__all__ = ["cached_on_device", "remembered"]
 
 KEPT_BYTES = 16 << 20  # for each kind of plan; a network's geometries take a few MB
 Plan = TypeVar("Plan", bound=tuple[Any, ...])
@@ -35,7 +35,7 @@ def cached_on_device(
             entries = build(taps, *sizes)
             return type(entries)(e.to(device) if isinstance(e, Tensor) else e for e in entries)
 
-    remember = _remembered(make)
+    remember = remembered(make)
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def known(taps: FrequencyTaps, device: torch.device, *sizes: int) -> Plan:
@@ -50,7 +50,7 @@ def cached_on_device(
     return plan
 
 
-def _remembered(make: Callable[..., Plan]) -> Callable[..., Plan]:
+def remembered(make: Callable[..., Plan]) -> Callable[..., Plan]:
     """Keep what `make` makes, the newest `KEPT_BYTES` of it."""
     plans: dict[tuple[Any, ...], Plan] = {}
     held = 0
@@ -72,7 +72,8 @@ def _remembered(make: Callable[..., Plan]) -> Callable[..., Plan]:
 
 
 def _n_bytes(plan: tuple[Any, ...]) -> int:
-    return sum(entry.nbytes for entry in plan if isinstance(entry, Tensor))
+    inner = (_n_bytes(entry) for entry in plan if isinstance(entry, tuple))
+    return sum(inner) + sum(entry.nbytes for entry in plan if isinstance(entry, Tensor))
 
 
 @contextmanager
