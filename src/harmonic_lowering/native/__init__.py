@@ -1,6 +1,6 @@
-"""The native core: one C++ file, compiled on the user's machine when asked to, and never needed.
+"""The native core: a little C++, compiled on the user's machine when asked to, and never needed.
 
-`build` compiles ``tap_conv.cpp`` for this machine's processor and this torch, into a folder of the
+`build` compiles ``tap_conv.cpp`` and its headers for this machine's processor and this torch, into a folder of the
 user's cache; `load` returns the library if a fitting one is there. Nothing is ever built unasked,
 and importing this module does neither.
 """
@@ -36,7 +36,7 @@ class BuildError(RuntimeError):
 
 
 class Rows(ctypes.Structure):
-    """``struct Rows`` of the C++ file: the sparse matrices of all taps."""
+    """``struct Rows`` of ``call.h``: the sparse matrices of all taps."""
 
     _fields_ = (
         ("pointer", pointer),
@@ -47,7 +47,7 @@ class Rows(ctypes.Structure):
 
 
 class Call(ctypes.Structure):
-    """``struct Call`` of the C++ file, field by field."""
+    """``struct Call`` of ``call.h``, field by field."""
 
     _fields_ = (
         ("dtype", int64),
@@ -80,7 +80,9 @@ class Call(ctypes.Structure):
 
 def library_path() -> Path:
     """Return where the library for this source, torch and processor is, or would be."""
-    key = hashlib.sha256(SOURCE.read_bytes())
+    key = hashlib.sha256()
+    for file in [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]:
+        key.update(file.read_bytes())
     for part in (torch.__version__, platform.machine(), _processor(), *FLAGS):
         key.update(part.encode() + b"\0")
     name = f"tap_conv-{key.hexdigest()[:16]}.{'dylib' if sys.platform == 'darwin' else 'so'}"

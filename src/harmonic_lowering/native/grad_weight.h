@@ -1,0 +1,169 @@
+// The weight's gradient: sum over batch, rows and time of (gradient of the output) x (blended row), for every tap,
+// channel and kernel column.
+//
+// Rows lie in frames. A tile is N (channel, kernel column) pairs by M vectors of output channels; it multiplies one
+// number of the source with M vectors of the gradient, and sums over frames and rows before it is added to the sums.
+#pragma once
+#include "rows.h"
+
+namespace {
+
+template <class T> struct GradTile {
+  using Store = typename T::Store;
+  using Acc = typename T::Acc;
+  struct Pair { const Store* grad; const Store* row; };
+  const Pair* pairs; int64_t n_pairs;
+  int64_t steps, grad_step, row_step;  // one step is `T::pair` frames
+  const int64_t* offsets;
+  Acc* sums; int64_t sums_stride;
+  static constexpr int most_vectors = 2, most_offsets = kManyRegisters ? 12 : 5;
+
+  template <int N, int M> static void run(const GradTile& a) {
+    using V = typename T::V;
+    V acc[N][M] = {};
+    for (int64_t i = 0; i < a.n_pairs; ++i) {
+      const Store* grad = a.pairs[i].grad;
+      const Store* row = a.pairs[i].row;
+      for (int64_t t = 0; t < a.steps; ++t, grad += a.grad_step, row += a.row_step) {
+        decltype(T::read(grad)) gs[M];
+        for (int m = 0; m < M; ++m) gs[m] = T::read(grad + m * T::lanes * T::pair);
+        for (int n = 0; n < N; ++n) {
+          const auto x = T::spread(row + a.offsets[n]);
+          for (int m = 0; m < M; ++m) acc[n][m] = T::madd(acc[n][m], gs[m], x);
+        }
+      }
+    }
+    for (int n = 0; n < N; ++n) for (int m = 0; m < M; ++m) {
+      Acc* to = a.sums + n * a.sums_stride + m * T::lanes;
+      const V sum = load<V>(to) + acc[n][m];
+      std::memcpy(to, &sum, sizeof sum);
+    }
+  }
+  using Run = void (*)(const GradTile&);
+  template <int M, int... N> static Run pick(int n, std::integer_sequence<int, N...>) {
+    static constexpr Run table[] = {&run<N + 1, M>...};
+    return table[n - 1];
+  }
+  static Run pick(int n, int m) {
+    std::make_integer_sequence<int, most_offsets> all;
+    return m == 1 ? pick<1>(n, all) : pick<2>(n, all);
+  }
+};
+
+template <class S> void grad_weight(const Call& c) {
+  using T = typename Compute<S>::type;
+  using Store = typename T::Store;
+  using Acc = typename T::Acc;
+  using Tile = GradTile<T>;
+  constexpr int pair = T::pair, lanes = T::lanes;
+  constexpr int64_t partials = 16;      // partial sums, a fixed number: the result must not depend on the threads
+  constexpr int64_t tile_frames = 512;  // frames a tile sums before it is added to the sums
+  const int64_t width = c.in_channels * pair, padded = round_up(c.out_channels, lanes);
+  // Frames as the tiles want them are read where they are.
+  const bool in_place = pair == 1 && sizeof(S) == sizeof(Store) && c.out_channels == padded && c.dst_stride[1] == 1 &&
+                        c.dst_stride[3] == padded;
+  const int64_t block = round_up(
+      frames_of_a_task(c, pair, (c.in_channels * c.src_rows * c.stride * pair + !in_place * padded * c.dst_rows) * sizeof(Store),
+                       partials), pair);
+  const int64_t blocks = (c.dst_len + block - 1) / block, jobs = c.batch * blocks;
+  const int64_t length = (block - 1) * c.stride + (c.kernel_time - 1) * c.dilation + 1;
+  constexpr int64_t whole = kVector / sizeof(Store);
+  const int64_t row_size = round_up(length * width, whole), grad_size = block * padded;
+  std::vector<int64_t> offsets;
+  for (int64_t i = 0; i < c.in_channels; ++i) for (int64_t k = 0; k < c.kernel_time; ++k)
+    offsets.push_back(k * c.dilation * width + i * pair);
+  const int64_t n_offsets = offsets.size(), tap_size = padded * n_offsets, size = c.taps * tap_size;
+  const int64_t together = std::max<int64_t>(1, tile_frames / block);  // rows one tile sums
+  const Split vectors(padded / lanes, Tile::most_vectors), columns(n_offsets, Tile::most_offsets);
+  const Split parts(jobs, (jobs + partials - 1) / partials);
+  std::vector<Acc> sums(c.groups * parts.parts * size);
+
+  std::vector<int64_t> live(c.taps);  // rows of each tap up to the last one that is read
+  for (int64_t j = 0; j < c.taps; ++j) {
+    const Rows& matrix = c.blend_first[j] ? c.matrix : c.transposed;
+    const int64_t* pointer = matrix.pointer + j * (matrix.rows + 1);
+    for (live[j] = matrix.rows; live[j] && pointer[live[j]] == pointer[live[j] - 1];) --live[j];
+    // Blend-first taps go through the bins side by side: they read the same gradients.
+    if (c.blend_first[j]) live[j] = matrix.rows;
+  }
+  const int64_t rounds = (c.dst_rows + together - 1) / together;
+
+  run_tasks(c.groups * parts.parts, [&](int64_t task) {
+    const int64_t g = task / parts.parts, part = task % parts.parts;
+    Store* rows = workspace<Store>(0, c.src_rows * row_size);
+    Store* grads = workspace<Store>(1, in_place ? 0 : c.dst_rows * grad_size);
+    Store* blended = workspace<Store>(2, together * std::max(row_size, grad_size));
+    std::vector<char> packed(c.src_rows), packed_grad(c.dst_rows);
+    std::vector<Entry<Store>> entries;
+    std::vector<typename Tile::Pair> pairs;
+    for (int64_t job = parts.begin(part); job < parts.begin(part + 1); ++job) {
+      const int64_t b = job / blocks, t0 = job % blocks * block, here = std::min(block, c.dst_len - t0);
+      const S* src = static_cast<const S*>(c.src) + b * c.src_stride[0] + g * c.in_channels * c.src_stride[1];
+      const S* dst = static_cast<const S*>(c.dst) + b * c.dst_stride[0] + g * c.out_channels * c.dst_stride[1];
+      const Packing packing{c.in_channels, c.src_stride[1], c.src_stride[3], c.src_len,
+                            t0 * c.stride - c.padding, 1, 1, length};
+      const Packing grad_packing{c.out_channels, c.dst_stride[1], c.dst_stride[3], c.dst_len, t0, 1, 1, block / pair};
+      std::fill(packed.begin(), packed.end(), 0);
+      std::fill(packed_grad.begin(), packed_grad.end(), 0);
+      const auto row = [&](int64_t s) -> const Store* {
+        Store* at = rows + s * row_size;
+        if (std::exchange(packed[s], 1)) return at;
+        if constexpr (pair == 1) pack_frames<T>(packing, src + s * c.src_stride[2], at, width);
+        else pack_pairs<T>(packing, src + s * c.src_stride[2], at, c.in_channels, 1, c.stride);
+        return at;
+      };
+      const auto grad = [&](int64_t d) -> const Store* {
+        if (in_place) return reinterpret_cast<const Store*>(dst + d * c.dst_stride[2] + t0 * c.dst_stride[3]);
+        Store* at = grads + d * grad_size;
+        if (std::exchange(packed_grad[d], 1)) return at;
+        if constexpr (pair == 1) pack_frames<T>(grad_packing, dst + d * c.dst_stride[2], at, padded);
+        else pack_pairs<T>(grad_packing, dst + d * c.dst_stride[2], at, padded, 2, 1);
+        return at;
+      };
+      for (int64_t round = 0; round < rounds; ++round) for (int64_t j = 0; j < c.taps; ++j) {
+        // Blend-first taps pair each bin's gradient with its blended row; the others pair each row with the
+        // blend of the gradients of the bins that read it. Both are the same sum.
+        const bool first = c.blend_first[j];
+        const Rows& matrix = first ? c.matrix : c.transposed;
+        const int64_t count = first ? row_size : here * padded;
+        pairs.clear();
+        for (int64_t d = round * live[j] / rounds; d < (round + 1) * live[j] / rounds; ++d) {
+          const int64_t* at = matrix.pointer + j * (matrix.rows + 1) + d;
+          if (at[0] == at[1]) continue;
+          const auto read = [&](int64_t i) { return first ? row(i) : grad(i); };
+          const Store* mixed = nullptr;
+          if (at[1] == at[0] + 1 && matrix.value[at[0]] == 1) {
+            mixed = read(matrix.column[at[0]]);
+          } else {
+            entries.clear();
+            for (int64_t e = at[0]; e < at[1]; ++e) entries.push_back({read(matrix.column[e]), matrix.value[e]});
+            Store* to = blended + pairs.size() * std::max(row_size, grad_size);
+            blend<T>(entries, count, to);
+            mixed = to;
+          }
+          pairs.push_back(first ? typename Tile::Pair{grad(d), mixed} : typename Tile::Pair{mixed, row(d)});
+        }
+        if (pairs.empty()) continue;
+        Acc* to = sums.data() + task * size + j * tap_size;
+        for (int64_t qb = 0; qb < columns.parts; ++qb) for (int64_t ob = 0; ob < vectors.parts; ++ob) {
+          const int64_t q = columns.begin(qb), n = columns.begin(qb + 1) - q;
+          const int64_t v = vectors.begin(ob), m = vectors.begin(ob + 1) - v, o = v * lanes;
+          for (auto& one : pairs) one.grad += o * pair;
+          Tile::pick(n, m)({pairs.data(), (int64_t)pairs.size(), (here + pair - 1) / pair, padded * pair,
+                            c.stride * width * pair, offsets.data() + q, to + q * padded + o, padded});
+          for (auto& one : pairs) one.grad -= o * pair;
+        }
+      }
+    }
+  });
+  for (int64_t g = 0; g < c.groups; ++g) for (int64_t j = 0; j < c.taps; ++j) for (int64_t o = 0; o < c.out_channels; ++o)
+    for (int64_t i = 0; i < c.in_channels; ++i) for (int64_t k = 0; k < c.kernel_time; ++k) {
+      const Acc* from = sums.data() + g * parts.parts * size + j * tap_size + (i * c.kernel_time + k) * padded + o;
+      Acc sum = 0;
+      for (int64_t part = 0; part < parts.parts; ++part) sum += from[part * size];
+      static_cast<S*>(c.weight)[g * c.weight_stride[0] + o * c.weight_stride[1] + i * c.weight_stride[2] +
+                                j * c.weight_stride[3] + k * c.weight_stride[4]] = static_cast<S>(sum);
+    }
+}
+
+}  // namespace
