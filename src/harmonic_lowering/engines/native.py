@@ -98,12 +98,10 @@ class _Convolution(torch.autograd.Function):
         if torch.is_grad_enabled():
             return *differentiable_again(geometry, needs, input, weight, bias, grad), None
         input, weight, grad = input.resolve_neg(), weight.resolve_neg(), grad.resolve_neg()
-        return (
-            _grad_input(input, weight, grad, geometry) if needs[0] else None,
-            _grad_weight(input, weight, grad, geometry) if needs[1] else None,
-            grad.sum((0, 2, 3)) if needs[2] else None,
-            None,
-        )
+        of_input = _grad_input(input, weight, grad, geometry) if needs[0] else None
+        if not needs[1]:
+            return of_input, None, grad.sum((0, 2, 3)) if needs[2] else None, None
+        return of_input, *_grad_weight(input, weight, grad, geometry, bias=needs[2]), None
 
 
 def _grad_input(input: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
@@ -125,15 +123,20 @@ def _grad_input(input: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry)
     return result
 
 
-def _grad_weight(input: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+def _grad_weight(
+    input: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, *, bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Give the weight's gradient, and the bias's with it if it is wanted."""
     result = torch.empty_like(weight)
+    of_bias = weight.new_empty(weight.shape[0]) if bias else None
     plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
     call = _call(input, weight, grad, plan, geometry)
     out, into, row, frame = result.stride()
     call.weight = result.data_ptr()
     call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, out, into, row, frame)
+    call.bias = of_bias.data_ptr() if of_bias is not None else None
     _run("tap_conv_grad_weight", call)
-    return result
+    return result, of_bias
 
 
 def _call(

@@ -25,7 +25,7 @@ struct Call {  // mirrored field by field in __init__.py
   int64_t dst_stride[4];
   void* weight;
   int64_t weight_stride[5];  // group, out, in, tap, time
-  const void* bias;          // null for none
+  void* bias;                // null for none; for grad_weight: its gradient, which is written
   Rows matrix, transposed;
   const int64_t* blend_first;  // per tap: 1 = blend the rows, then convolve; 0 = convolve, then blend
 };

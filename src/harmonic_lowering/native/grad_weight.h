@@ -1,5 +1,5 @@
 // The weight's gradient: sum over batch, rows and time of (gradient of the output) x (blended row), for every tap,
-// channel and kernel column.
+// channel and kernel column; and the bias's, the same sum with a row of ones.
 //
 // Rows lie in frames. A tile is N (channel, kernel column) pairs by M vectors of output channels; it multiplies one
 // number of the source with M vectors of the gradient, and sums over frames and rows before it is added to the sums.
@@ -72,7 +72,7 @@ template <class S> void grad_weight(const Call& c) {
   std::vector<int64_t> offsets;
   for (int64_t i = 0; i < c.in_channels; ++i) for (int64_t k = 0; k < c.kernel_time; ++k)
     offsets.push_back(k * c.dilation * width + i * pair);
-  const int64_t n_offsets = offsets.size(), tap_size = padded * n_offsets, size = c.taps * tap_size;
+  const int64_t n_offsets = offsets.size(), tap_size = padded * n_offsets, size = c.taps * tap_size + padded;
   const int64_t together = std::max<int64_t>(1, tile_frames / block);  // rows one tile sums
   const Split vectors(padded / lanes, Tile::most_vectors), columns(n_offsets, Tile::most_offsets);
   const Split parts(jobs, (jobs + partials - 1) / partials);
@@ -87,6 +87,7 @@ template <class S> void grad_weight(const Call& c) {
     if (c.blend_first[j]) live[j] = matrix.rows;
   }
   const int64_t rounds = (c.dst_rows + together - 1) / together;
+  const Store one = T::store(S(1)), ones[] = {one, one};
 
   run_tasks(c.groups * parts.parts, [&](int64_t task) {
     const int64_t g = task / parts.parts, part = task % parts.parts;
@@ -120,13 +121,30 @@ template <class S> void grad_weight(const Call& c) {
         else pack_pairs<T>(grad_packing, dst + d * c.dst_stride[2], at, padded, 2, 1);
         return at;
       };
+      // Adds the products of the pairs' gradients with the columns that `offsets` tell, a step in time being `row_step`.
+      const auto multiply = [&](const Split& columns, const int64_t* offsets, int64_t row_step, Acc* to) {
+        for (int64_t qb = 0; qb < columns.parts; ++qb) for (int64_t ob = 0; ob < vectors.parts; ++ob) {
+          const int64_t q = columns.begin(qb), n = columns.begin(qb + 1) - q;
+          const int64_t v = vectors.begin(ob), m = vectors.begin(ob + 1) - v, o = v * lanes;
+          for (auto& one : pairs) one.grad += o * pair;
+          Tile::pick(n, m)({pairs.data(), (int64_t)pairs.size(), (here + pair - 1) / pair, padded * pair, row_step,
+                            offsets + q, to + q * padded + o, padded});
+          for (auto& one : pairs) one.grad -= o * pair;
+        }
+        pairs.clear();
+      };
+      const int64_t none = 0;
+      Acc* const to = sums.data() + task * size;
+      if (c.bias) for (int64_t d = 0; d < c.dst_rows; ++d) {
+        pairs.push_back({grad(d), ones});
+        if ((int64_t)pairs.size() == together || d == c.dst_rows - 1) multiply(Split(1, 1), &none, 0, to + c.taps * tap_size);
+      }
       for (int64_t round = 0; round < rounds; ++round) for (int64_t j = 0; j < c.taps; ++j) {
         // Blend-first taps pair each bin's gradient with its blended row; the others pair each row with the
         // blend of the gradients of the bins that read it. Both are the same sum.
         const bool first = c.blend_first[j];
         const Rows& matrix = first ? c.matrix : c.transposed;
         const int64_t count = first ? row_size : here * padded;
-        pairs.clear();
         for (int64_t d = round * live[j] / rounds; d < (round + 1) * live[j] / rounds; ++d) {
           const int64_t* at = matrix.pointer + j * (matrix.rows + 1) + d;
           if (at[0] == at[1]) continue;
@@ -143,27 +161,22 @@ template <class S> void grad_weight(const Call& c) {
           }
           pairs.push_back(first ? typename Tile::Pair{grad(d), mixed} : typename Tile::Pair{mixed, row(d)});
         }
-        if (pairs.empty()) continue;
-        Acc* to = sums.data() + task * size + j * tap_size;
-        for (int64_t qb = 0; qb < columns.parts; ++qb) for (int64_t ob = 0; ob < vectors.parts; ++ob) {
-          const int64_t q = columns.begin(qb), n = columns.begin(qb + 1) - q;
-          const int64_t v = vectors.begin(ob), m = vectors.begin(ob + 1) - v, o = v * lanes;
-          for (auto& one : pairs) one.grad += o * pair;
-          Tile::pick(n, m)({pairs.data(), (int64_t)pairs.size(), (here + pair - 1) / pair, padded * pair,
-                            c.stride * width * pair, offsets.data() + q, to + q * padded + o, padded});
-          for (auto& one : pairs) one.grad -= o * pair;
-        }
+        if (!pairs.empty()) multiply(columns, offsets.data(), c.stride * width * pair, to + j * tap_size);
       }
     }
   });
-  for (int64_t g = 0; g < c.groups; ++g) for (int64_t j = 0; j < c.taps; ++j) for (int64_t o = 0; o < c.out_channels; ++o)
-    for (int64_t i = 0; i < c.in_channels; ++i) for (int64_t k = 0; k < c.kernel_time; ++k) {
-      const Acc* from = sums.data() + g * parts.parts * size + j * tap_size + (i * c.kernel_time + k) * padded + o;
-      Acc sum = 0;
-      for (int64_t part = 0; part < parts.parts; ++part) sum += from[part * size];
-      static_cast<S*>(c.weight)[g * c.weight_stride[0] + o * c.weight_stride[1] + i * c.weight_stride[2] +
-                                j * c.weight_stride[3] + k * c.weight_stride[4]] = static_cast<S>(sum);
-    }
+  const auto total = [&](int64_t g, int64_t at) {
+    Acc sum = 0;
+    for (int64_t part = 0; part < parts.parts; ++part) sum += sums[(g * parts.parts + part) * size + at];
+    return static_cast<S>(sum);
+  };
+  for (int64_t g = 0; g < c.groups; ++g) for (int64_t o = 0; o < c.out_channels; ++o) {
+    if (c.bias) static_cast<S*>(c.bias)[g * c.out_channels + o] = total(g, c.taps * tap_size + o);
+    S* to = static_cast<S*>(c.weight) + g * c.weight_stride[0] + o * c.weight_stride[1];
+    for (int64_t j = 0; j < c.taps; ++j) for (int64_t i = 0; i < c.in_channels; ++i) for (int64_t k = 0; k < c.kernel_time; ++k)
+      to[i * c.weight_stride[2] + j * c.weight_stride[3] + k * c.weight_stride[4]] =
+          total(g, j * tap_size + (i * c.kernel_time + k) * padded + o);
+  }
 }
 
 }  // namespace

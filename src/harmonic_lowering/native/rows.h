@@ -11,6 +11,7 @@ namespace {
 struct Packing {
   int64_t channels, channel_stride, time_stride, source_length, first, step, spread, length;
   template <class S> const S* frame(const S* src, int64_t time) const {  // null where there is none
+    if (spread == 1) return time >= 0 && time < source_length ? src + time * time_stride : nullptr;
     return time >= 0 && time % spread == 0 && time / spread < source_length ? src + time / spread * time_stride : nullptr;
   }
 };
@@ -120,8 +121,9 @@ void pack_pairs(const Packing& p, const S* src, typename T::Store* dst, int64_t 
     Two* at = to + v * width;
     const int64_t n = p.channels, s = p.channel_stride;
     const auto bits = [](S x) { return uint32_t(T::store(x)); };
-    if (a && b && s == 1) for (int64_t c = 0; c < n; ++c) at[c] = bits(a[c]) | bits(b[c]) << 16;
-    else for (int64_t c = 0; c < n; ++c) at[c] = (a ? bits(a[c * s]) : 0) | (b ? bits(b[c * s]) << 16 : 0);
+    int64_t c = 0;
+    if (a && b && s == 1) for (; c + T::lanes <= n; c += T::lanes) T::interleave(a + c, b + c, at + c);
+    for (; c < n; ++c) at[c] = (a ? bits(a[c * s]) : 0) | (b ? bits(b[c * s]) << 16 : 0);
     std::fill_n(at + n, width - n, 0);
   }
 }

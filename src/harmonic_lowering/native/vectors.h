@@ -52,6 +52,10 @@ struct Pairs {  // bfloat16, summed in float
   }
   static void narrow(Store* p, V v) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(v)); }
   static Store store(c10::BFloat16 x) { return x.x; }
+  static void interleave(const c10::BFloat16* a, const c10::BFloat16* b, void* pairs) {
+    const auto wide = [](const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); };
+    _mm512_storeu_si512(pairs, _mm512_or_si512(wide(a), _mm512_slli_epi32(wide(b), 16)));
+  }
 };
 #else
 using Pairs = Plain<float>;
