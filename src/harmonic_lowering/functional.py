@@ -127,7 +127,7 @@ def frequency_tap_conv2d(
         )
     warn_of_dead_taps(taps, input.shape[-2])
 
-    convolve = engines.ENGINES[engines.choose(engine, input, weight, bias).engine]
+    convolve = engines.engine_of_a_call(engine, input, weight, bias)
     distinct = merged_taps(taps)
     if len(distinct) < len(taps):
         (index,) = _merge_plan(taps, weight.device)

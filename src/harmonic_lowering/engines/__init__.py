@@ -19,7 +19,7 @@ from torch import Tensor
 from ..taps import FrequencyTaps
 from . import blocked, lowering, native, reference
 
-__all__ = ["ENGINES", "Choice", "choose"]
+__all__ = ["ENGINES", "Choice", "choose", "engine_of_a_call"]
 
 
 class Convolve(Protocol):
@@ -88,6 +88,16 @@ def choose(
     if lowered <= SMALL_BYTES.get(input.device.type, SMALL_BYTES_ELSEWHERE):
         return Choice("lowering", f"the lowered tensor is small: {lowered} bytes; {no_native}")
     return Choice("blocked", f"the lowered tensor would take {lowered} bytes; {no_native}")
+
+
+def engine_of_a_call(
+    engine: str, input: Tensor, weight: Tensor, bias: Tensor | None
+) -> Convolve:
+    """Return the function of the engine that `choose` chooses."""
+    name = choose(engine, input, weight, bias).engine
+    if name == "native" != engine:  # chosen by what native.convolve would ask again
+        return native.convolve_unchecked
+    return ENGINES[name]
 
 
 def _has_matrix_units(input: Tensor) -> bool:

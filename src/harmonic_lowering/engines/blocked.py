@@ -24,7 +24,7 @@ from ..taps import FrequencyTaps, TapRows
 from .handover import (
     Geometry,
     autocast,
-    computes_in,
+    compute_dtypes,
     differentiable_again,
     hands_over,
     memory_format,
@@ -46,7 +46,7 @@ def why_not(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     tensors = [input, weight] if bias is None else [input, weight, bias]
     if reason := hands_over(*tensors):
         return reason
-    if len({computes_in(tensor) for tensor in tensors}) > 1:
+    if len(compute_dtypes(*tensors)) > 1:
         return f"the dtypes differ: {[str(tensor.dtype) for tensor in tensors]}"
     return None
 

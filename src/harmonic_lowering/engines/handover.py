@@ -21,6 +21,7 @@ from .lowering import memory_format
 __all__ = [
     "Geometry",
     "autocast",
+    "compute_dtypes",
     "computes_in",
     "differentiable_again",
     "hands_over",
@@ -87,19 +88,33 @@ def autocast(
     input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Cast the tensors where `conv2d` would: within autocast, all but float64."""
+    if not _may_be_autocasting():
+        return input, weight, bias
     tensors = (input, weight, bias)
     return tuple(t if t is None else t.to(computes_in(t)) for t in tensors)  # type: ignore[return-value]
 
 
 def computes_in(tensor: Tensor) -> torch.dtype:
     """Return the dtype in which a tensor takes part: within autocast, not its own."""
-    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
-        return tensor.dtype  # nearly always, and the rest takes microseconds
+    if not _may_be_autocasting():
+        return tensor.dtype
     device = tensor.device.type
     known = torch.amp.is_autocast_available(device)
     if tensor.dtype == torch.float64 or not known or not torch.is_autocast_enabled(device):
         return tensor.dtype
     return torch.get_autocast_dtype(device)
+
+
+def compute_dtypes(*tensors: Tensor) -> set[torch.dtype]:
+    """Return the dtypes in which tensors take part."""
+    if not _may_be_autocasting():
+        return {tensor.dtype for tensor in tensors}
+    return {computes_in(tensor) for tensor in tensors}
+
+
+def _may_be_autocasting() -> bool:
+    """Nearly never, and the rest takes microseconds."""
+    return torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
 
 
 def differentiable_again(

@@ -20,14 +20,14 @@ from ..taps import FrequencyTaps
 from .handover import (
     Geometry,
     autocast,
-    computes_in,
+    compute_dtypes,
     differentiable_again,
     hands_over,
     memory_format,
 )
 from .plans import remembered
 
-__all__ = ["cannot", "convolve"]
+__all__ = ["cannot", "convolve", "convolve_unchecked"]
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -35,9 +35,9 @@ DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 
 def cannot(*tensors: Tensor) -> str | None:
     """Return what keeps the native core from running this call itself, or None."""
     for tensor in tensors:
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             return f"the native core runs on the CPU, and a tensor is on {tensor.device}"
-    dtypes = {computes_in(tensor) for tensor in tensors}
+    dtypes = compute_dtypes(*tensors)
     if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
         return f"the native core takes one of {[str(d) for d in DTYPES]}, the same for all"
     return native.why_not_loaded()
@@ -62,14 +62,47 @@ def convolve(
     RuntimeError
         If the native core is not built, or does not take these tensors.
     """
-    geometry = Geometry(taps, stride, padding, dilation, groups)
-    input, weight, bias = autocast(input, weight, bias)
     tensors = (input, weight) if bias is None else (input, weight, bias)
     if hands_over(*tensors):
-        return geometry.lowering(input, weight, bias)
+        input, weight, bias = autocast(input, weight, bias)
+        return Geometry(taps, stride, padding, dilation, groups).lowering(input, weight, bias)
     if reason := cannot(*tensors):
         raise RuntimeError(f"engine 'native' cannot run: {reason}; or use engine='auto'")
+    return convolve_unchecked(input, weight, bias, taps, stride, padding, dilation, groups)
+
+
+def convolve_unchecked(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    taps: FrequencyTaps,
+    stride: tuple[int, int],
+    padding: int,
+    dilation: int,
+    groups: int,
+) -> Tensor:
+    """Convolve what nothing stands in the way of: neither `hands_over` nor `cannot`."""
+    geometry = Geometry(taps, stride, padding, dilation, groups)
+    input, weight, bias = autocast(input, weight, bias)
+    if not torch.is_grad_enabled():  # what autograd's function costs is a third of a small call
+        return _forward(input, weight, bias, geometry)
     return _Convolution.apply(input, weight, bias, geometry)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    input, weight = input.resolve_neg(), weight.resolve_neg()
+    shape = geometry.output_shape(input, weight)
+    output = torch.empty(shape, dtype=input.dtype, memory_format=memory_format(input, weight))
+    plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
+    call = _call(input, weight, output, plan, geometry)
+    out, into, row, frame = weight.stride()
+    call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, out, into, row, frame)
+    call.weight = weight.data_ptr()
+    if bias is not None:
+        bias = bias.resolve_neg().contiguous()
+        call.bias = bias.data_ptr()
+    _run("tap_conv_apply", call)
+    return output
 
 
 class _Convolution(torch.autograd.Function):
@@ -79,17 +112,7 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, weight, bias)
         ctx.geometry = geometry
-        input, weight = input.resolve_neg(), weight.resolve_neg()
-        shape = geometry.output_shape(input, weight)
-        output = torch.empty(shape, dtype=input.dtype, memory_format=memory_format(input, weight))
-        plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
-        call = _call(input, weight, output, plan, geometry)
-        out, into, row, frame = weight.stride()
-        call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, out, into, row, frame)
-        call.weight = weight.data_ptr()
-        call.bias = bias.resolve_neg().contiguous().data_ptr() if bias is not None else None
-        _run("tap_conv_apply", call)
-        return output
+        return _forward(input, weight, bias, geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
