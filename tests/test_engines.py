@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from oracle import fixed_case
 
 from harmonic_lowering import HarmonicConv2d, arguments, engines, harmonic_conv2d
@@ -184,6 +186,47 @@ def test_long_recordings_are_cut_in_time_and_large_results_bypass_the_cache():
         for form in (torch.contiguous_format, torch.channels_last):
             got = case.call(x.contiguous(memory_format=form), w, b, engine=engine)
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+FORMS = st.sampled_from([torch.contiguous_format, torch.channels_last])
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@given(
+    sizes=st.tuples(
+        st.sampled_from([1, 2, 3, 8, 16, 17]),
+        st.sampled_from([1, 3, 8, 16, 20, 32, 33]),
+        st.integers(5, 45),
+        st.integers(1, 3),
+    ),
+    time=st.tuples(st.integers(1, 3), st.integers(0, 3), st.integers(1, 2)),
+    groups=st.integers(1, 2),
+    anchor=st.sampled_from([1, 2, 3, (1, 3)]),
+    forms=st.tuples(FORMS, FORMS),
+    dtype=st.sampled_from(list(TOLERANCE)),
+)
+def test_native_tiles_of_every_size_type_and_format(sizes, time, groups, anchor, forms, dtype):
+    """Vectors that are full and not, odd numbers of frames, gradients in another format."""
+    channels, out_channels, frames, kernel_time = sizes
+    stride, padding, dilation = time
+    case = fixed_case(
+        shape=(2, channels, 7, frames), out_channels=out_channels, rows=3, frames=kernel_time,
+        stride=(1, stride), padding=padding, dilation=dilation, groups=groups,
+        taps={"anchor": anchor},
+    )  # fmt: skip
+    x, w, b = case.tensors(dtype)
+    if native.cannot(x, w, b):
+        pytest.skip(native.cannot(x, w, b))
+    x = x.contiguous(memory_format=forms[0])
+    results = []
+    for engine, wide in (("native", dtype), ("lowering", torch.float64)):
+        leaves = [t.detach().to(wide).requires_grad_() for t in (x, w, b)]
+        y = case.call(*leaves, engine=engine)
+        grad = torch.linspace(-1, 3, y.numel()).reshape(y.shape).to(dtype).to(wide)
+        y.backward(grad.contiguous(memory_format=forms[1]))
+        results.append([y, *(leaf.grad for leaf in leaves)])
+    for got, wanted in zip(*results, strict=True):
+        assert (got.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm() + 1e-9
 
 
 # -------------------------------------------------------------------- choosing

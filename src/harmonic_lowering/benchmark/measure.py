@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .columns import build, truth
@@ -229,8 +230,17 @@ def _size(tensors: list[Tensor]) -> int:
 
 
 def peaks(dtype: str, device: str, *, size: int = 2048) -> tuple[float, float]:
-    """Return multiply-adds and copied bytes a second: a square product, a copy to used memory."""
-    a, b, c = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(3))
+    """Return multiply-adds and copied bytes a second.
+
+    Of a square product and a convolution of many channels, which come from different libraries,
+    the faster one; and of a copy to used memory.
+    """
+    kind = getattr(torch, dtype)
+    a, b, c = (torch.randn(size, size, device=device).to(kind) for _ in range(3))
+    channels, side = size // 8, max(8, size // 32)
+    image = torch.randn(1, channels, side, side, device=device).to(kind)
+    kernel = torch.randn(channels, channels, 3, 3, device=device).to(kind)
+    image, kernel = (t.to(memory_format=torch.channels_last) for t in (image, kernel))
     source = torch.ones(16 * size * size, device=device)
     target = source.clone()
 
@@ -238,13 +248,20 @@ def peaks(dtype: str, device: str, *, size: int = 2048) -> tuple[float, float]:
         torch.mm(a, b, out=c)
         synchronise(device)
 
+    def convolve() -> None:
+        F.conv2d(image, kernel, padding=1)
+        synchronise(device)
+
     def copy() -> None:
         target.copy_(source)
         synchronise(device)
 
+    runs = {"multiply": multiply, "convolve": convolve, "copy": copy}
     best = {}
-    for name, result in interleaved({"multiply": multiply, "copy": copy}, 1.0, 5).items():
+    for name, result in interleaved(runs, 1.5, 5).items():
         if isinstance(result, Exception):
             raise result
         best[name] = min(result)
-    return size**3 / best["multiply"], 2 * source.numel() * source.element_size() / best["copy"]
+    work = {"multiply": size**3, "convolve": image.numel() * channels * 9}
+    multiplications = max(count / best[name] for name, count in work.items())
+    return multiplications, 2 * source.numel() * source.element_size() / best["copy"]

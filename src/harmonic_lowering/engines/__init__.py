@@ -90,9 +90,7 @@ def choose(
     return Choice("blocked", f"the lowered tensor would take {lowered} bytes; {no_native}")
 
 
-def engine_of_a_call(
-    engine: str, input: Tensor, weight: Tensor, bias: Tensor | None
-) -> Convolve:
+def engine_of_a_call(engine: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Convolve:
     """Return the function of the engine that `choose` chooses."""
     name = choose(engine, input, weight, bias).engine
     if name == "native" != engine:  # chosen by what native.convolve would ask again

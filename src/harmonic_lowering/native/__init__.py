@@ -1,8 +1,8 @@
 """The native core: a little C++, compiled on the user's machine when asked to, and never needed.
 
-`build` compiles ``tap_conv.cpp`` and its headers for this machine's processor and this torch, into a folder of the
-user's cache; `load` returns the library if a fitting one is there. Nothing is ever built unasked,
-and importing this module does neither.
+`build` compiles ``tap_conv.cpp`` and its headers for this machine's processor and this torch, into
+a folder of the user's cache; `load` returns the library if a fitting one is there. Nothing is ever
+built unasked, and importing this module does neither.
 """
 
 from __future__ import annotations

@@ -90,8 +90,14 @@ inline void expect_large_pages(void* memory, int64_t bytes) {
 // Transposes W rows of W lanes, in every stretch of W lanes side by side: afterwards lane h*W + j of rows[i] is what
 // lane h*W + i of rows[j] was.
 template <int s, class V, int... I> inline void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
+#if defined(__clang__) || __GNUC__ >= 12
   const V low = __builtin_shufflevector(a, b, ((I & s) ? int(sizeof...(I)) + I - s : I)...);
   b = __builtin_shufflevector(a, b, ((I & s) ? int(sizeof...(I)) + I : I + s)...);
+#else
+  typedef std::conditional_t<sizeof(a[0]) == 8, int64_t, int32_t> Index __attribute__((vector_size(sizeof(V))));
+  const V low = __builtin_shuffle(a, b, Index{((I & s) ? int(sizeof...(I)) + I - s : I)...});
+  b = __builtin_shuffle(a, b, Index{((I & s) ? int(sizeof...(I)) + I : I + s)...});
+#endif
   a = low;
 }
 template <int W, int s = 1, class V> inline void transpose(V (&rows)[W]) {
