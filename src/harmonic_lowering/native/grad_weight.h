@@ -144,7 +144,7 @@ template <class S> void grad_weight(const Call& c) {
         // blend of the gradients of the bins that read it. Both are the same sum.
         const bool first = c.blend_first[j];
         const Rows& matrix = first ? c.matrix : c.transposed;
-        const int64_t count = first ? row_size : here * padded;
+        const int64_t count = first ? row_size : round_up(here, pair) * padded;
         for (int64_t d = round * live[j] / rounds; d < (round + 1) * live[j] / rounds; ++d) {
           const int64_t* at = matrix.pointer + j * (matrix.rows + 1) + d;
           if (at[0] == at[1]) continue;
