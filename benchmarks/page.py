@@ -125,14 +125,16 @@ def targets(rows: Sequence[Row]) -> list[list[str]]:
     )
     half = ratios([r for r in auto if r.dtype == "bfloat16"])
     lines.append(_target("bfloat16, ÷ Conv2d in bfloat16", 1.0, half))
-    memory = [
-        (r.peak_bytes / other.peak_bytes, r)
-        for r in auto
-        if r.direction == BOTH and r.peak_bytes is not None
-        if (other := peer.get((_place(r), "conv2d"))) and other.peak_bytes
-    ]
     what = f"peak memory above inputs and results, {BOTH}, ÷ Conv2d's"
-    lines.append(_target(what, 1.1, memory))
+    for form in dict.fromkeys(r.memory_format for r in auto):
+        # Conv2d may need nothing at all; then the ratio is infinite, and the tables have the MB.
+        memory = [
+            (r.peak_bytes / other.peak_bytes if other.peak_bytes else math.inf, r)
+            for r in auto
+            if r.direction == BOTH and r.memory_format == form and r.peak_bytes is not None
+            if (other := peer.get((_place(r), "conv2d"))) and other.peak_bytes is not None
+        ]
+        lines.append(_target(f"{what}, {form.replace('_', ' ')}", 1.1, memory))
     for direction, goal in (("forward", 40), (BOTH, 60)):
         what = f"deform_conv2d ÷ HarmonicConv2d, {direction}"
         lines.append(_target(what, goal, deform(direction), least=True))
