@@ -131,7 +131,7 @@ template <class T, class S> struct Series {
   explicit Series(const Call& c)
       : c(c), units((c.in_channels + pair - 1) / pair * c.stride),
         block(round_up(frames_of_a_task(c, Tile::most_vectors * lanes, units * pair * sizeof(Store) * c.src_rows,
-                                        4 * at::get_num_threads()), lanes)),
+                                        wanted_tasks()), lanes)),
         length(round_up(block + (c.kernel_time - 1) * c.dilation / c.stride + 1, lanes)),
         row_size(units * length * pair), slack(Tile::most_vectors * lanes * pair), result_size(c.out_channels * block),
         bias_size(c.out_channels), tap_size(c.out_channels * units / c.stride * c.kernel_time * pair),
@@ -146,12 +146,16 @@ template <class T, class S> struct Series {
                  c.dst_stride[0] % line == 0 && c.dst_stride[1] % line == 0 && c.dst_stride[2] % line == 0 &&
                  block % line == 0;
   }
-  // [channel block][offset][channel][pair]
-  template <class W> void pack_weights(const W& weight, Store* to) const {
-    for (int64_t ob = 0; ob < channels.parts; ++ob)
-      for (int64_t i = 0; i < c.in_channels; i += pair) for (int64_t k = 0; k < c.kernel_time; ++k)
-        for (int64_t o = channels.begin(ob); o < channels.begin(ob + 1); ++o)
-          for (int64_t h = 0; h < pair; ++h) *to++ = weight(o, i + h, k);
+  // [channel block][offset][channel][pair], zero before
+  void pack_weights(const S* from, Store* to) const {
+    for (int64_t ob = 0; ob < channels.parts; ++ob) {
+      const int64_t begin = channels.begin(ob), m = channels.begin(ob + 1) - begin;
+      for (int64_t i = 0; i < c.in_channels; ++i) for (int64_t k = 0; k < c.kernel_time; ++k)
+        for (int64_t o = 0; o < m; ++o)
+          to[(((i / pair) * c.kernel_time + k) * m + o) * pair + i % pair] = T::store(
+              from[(begin + o) * c.weight_stride[1] + i * c.weight_stride[2] + k * c.weight_stride[4]]);
+      to += m * (int64_t)offsets.size() * pair;
+    }
   }
   void pack(const S* src, int64_t t0, Store* to) const {
     pack_series<T>({c.in_channels, c.src_stride[1], c.src_stride[3], c.src_len, t0 * c.stride - c.padding, c.stride,
@@ -217,7 +221,7 @@ template <class T, class S> struct Frames {
   }
   explicit Frames(const Call& c)
       : c(c), width(round_up(c.in_channels, pair)), padded(round_up(c.out_channels, lanes)),
-        block(frames_of_a_task(c, 1, width * sizeof(Store) * c.src_rows * c.stride, 4 * at::get_num_threads())),
+        block(frames_of_a_task(c, 2 * Tile::most_frames, width * sizeof(Store) * c.src_rows * c.stride, wanted_tasks())),
         length((block - 1) * c.stride + (c.kernel_time - 1) * c.dilation + 1),
         row_size(round_up(length * width, kVector / sizeof(Store))), slack(0), result_size(padded * block),
         bias_size(padded), tap_size(padded * c.kernel_time * width), vectors(padded / lanes, Tile::most_vectors) {
@@ -227,12 +231,16 @@ template <class T, class S> struct Frames {
                  reinterpret_cast<uintptr_t>(c.dst) % 64 == 0 && c.dst_stride[0] % line == 0 &&
                  c.dst_stride[2] % line == 0 && c.dst_stride[3] % line == 0 && c.out_channels % line == 0;
   }
-  // [channel block][kernel column][channel / pair][output channel][pair]
-  template <class W> void pack_weights(const W& weight, Store* to) const {
-    for (int64_t ob = 0; ob < vectors.parts; ++ob)
-      for (int64_t k = 0; k < c.kernel_time; ++k) for (int64_t i = 0; i < width; i += pair)
-        for (int64_t o = vectors.begin(ob) * lanes; o < vectors.begin(ob + 1) * lanes; ++o)
-          for (int64_t h = 0; h < pair; ++h) *to++ = weight(o, i + h, k);
+  // [channel block][kernel column][channel / pair][output channel][pair], zero before
+  void pack_weights(const S* from, Store* to) const {
+    for (int64_t ob = 0; ob < vectors.parts; ++ob) {
+      const int64_t begin = vectors.begin(ob) * lanes, m = vectors.begin(ob + 1) * lanes - begin;
+      for (int64_t k = 0; k < c.kernel_time; ++k) for (int64_t i = 0; i < c.in_channels; ++i)
+        for (int64_t o = 0; o < std::min(m, c.out_channels - begin); ++o)
+          to[((k * width + i / pair * pair) * m) + o * pair + i % pair] = T::store(
+              from[(begin + o) * c.weight_stride[1] + i * c.weight_stride[2] + k * c.weight_stride[4]]);
+      to += m * c.kernel_time * width;
+    }
   }
   void pack(const S* src, int64_t t0, Store* to) const {
     pack_frames<T>({c.in_channels, c.src_stride[1], c.src_stride[3], c.src_len, t0 * c.stride - c.padding, 1, c.spread,
@@ -294,11 +302,7 @@ template <class Layout, class T, class S> void apply_in(const Call& c) {
   std::vector<Store> weights(c.groups * c.taps * layout.tap_size);
   for (int64_t g = 0; g < c.groups; ++g) for (int64_t j = 0; j < c.taps; ++j) {
     const S* from = static_cast<const S*>(c.weight) + g * c.weight_stride[0] + j * c.weight_stride[3];
-    const auto weight = [&](int64_t o, int64_t i, int64_t k) {
-      if (o >= c.out_channels || i >= c.in_channels) return Store(0);
-      return T::store(from[o * c.weight_stride[1] + i * c.weight_stride[2] + k * c.weight_stride[4]]);
-    };
-    layout.pack_weights(weight, weights.data() + (g * c.taps + j) * layout.tap_size);
+    layout.pack_weights(from, weights.data() + (g * c.taps + j) * layout.tap_size);
   }
   int64_t slots = 1;  // rows a convolve-first tap must remember: the most that one bin reads
   for (int64_t j = 0; j < c.taps; ++j) for (int64_t d = 0; d < c.matrix.rows && !c.blend_first[j]; ++d) {

@@ -69,6 +69,11 @@ template <class F> void run_tasks(int64_t count, const F& task) {  // in any ord
   });
 }
 
+inline int64_t wanted_tasks() {  // some more than threads, so that none waits long for the last one
+  const int64_t threads = at::get_num_threads();
+  return threads == 1 ? 1 : 4 * threads;
+}
+
 // Frames of a task: so many that its packed rows stay in the last-level cache, and that there are tasks enough.
 inline int64_t frames_of_a_task(const Call& c, int64_t multiple, int64_t bytes_per_frame, int64_t wanted) {
   constexpr int64_t row_bytes = 4 << 20;

@@ -56,14 +56,17 @@ template <class S> void grad_weight(const Call& c) {
   using Acc = typename T::Acc;
   using Tile = GradTile<T>;
   constexpr int pair = T::pair, lanes = T::lanes;
-  constexpr int64_t partials = 16;      // partial sums, a fixed number: the result must not depend on the threads
   constexpr int64_t tile_frames = 512;  // frames a tile sums before it is added to the sums
+  // Partial sums, as many as there is work for, up to 16: the result must not depend on the number of threads.
+  constexpr int64_t worth_a_task = 2 << 20;
+  const int64_t work = c.batch * c.dst_rows * c.dst_len * c.out_channels * c.in_channels * c.taps * c.kernel_time;
+  const int64_t partials = std::clamp<int64_t>(work / worth_a_task, 1, 16);
   const int64_t width = c.in_channels * pair, padded = round_up(c.out_channels, lanes);
   // Frames as the tiles want them are read where they are.
   const bool in_place = pair == 1 && sizeof(S) == sizeof(Store) && c.out_channels == padded && c.dst_stride[1] == 1 &&
                         c.dst_stride[3] == padded;
   const int64_t block = round_up(
-      frames_of_a_task(c, pair, (c.in_channels * c.src_rows * c.stride * pair + !in_place * padded * c.dst_rows) * sizeof(Store),
+      frames_of_a_task(c, 32, (c.in_channels * c.src_rows * c.stride * pair + !in_place * padded * c.dst_rows) * sizeof(Store),
                        partials), pair);
   const int64_t blocks = (c.dst_len + block - 1) / block, jobs = c.batch * blocks;
   const int64_t length = (block - 1) * c.stride + (c.kernel_time - 1) * c.dilation + 1;
@@ -165,17 +168,17 @@ template <class S> void grad_weight(const Call& c) {
       }
     }
   });
-  const auto total = [&](int64_t g, int64_t at) {
-    Acc sum = 0;
-    for (int64_t part = 0; part < parts.parts; ++part) sum += sums[(g * parts.parts + part) * size + at];
-    return static_cast<S>(sum);
-  };
+  for (int64_t g = 0; g < c.groups; ++g) for (int64_t part = 1; part < parts.parts; ++part) {
+    Acc* to = sums.data() + g * parts.parts * size;
+    for (int64_t i = 0; i < size; ++i) to[i] += to[part * size + i];
+  }
   for (int64_t g = 0; g < c.groups; ++g) for (int64_t o = 0; o < c.out_channels; ++o) {
-    if (c.bias) static_cast<S*>(c.bias)[g * c.out_channels + o] = total(g, c.taps * tap_size + o);
+    const Acc* from = sums.data() + g * parts.parts * size + o;
+    if (c.bias) static_cast<S*>(c.bias)[g * c.out_channels + o] = static_cast<S>(from[c.taps * tap_size]);
     S* to = static_cast<S*>(c.weight) + g * c.weight_stride[0] + o * c.weight_stride[1];
     for (int64_t j = 0; j < c.taps; ++j) for (int64_t i = 0; i < c.in_channels; ++i) for (int64_t k = 0; k < c.kernel_time; ++k)
       to[i * c.weight_stride[2] + j * c.weight_stride[3] + k * c.weight_stride[4]] =
-          total(g, j * tap_size + (i * c.kernel_time + k) * padded + o);
+          static_cast<S>(from[j * tap_size + (i * c.kernel_time + k) * padded]);
   }
 }
 
