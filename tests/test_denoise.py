@@ -69,6 +69,17 @@ def test_noise_estimate_follows_a_slope_at_the_bottom():
     assert error_db[:8].abs().max() < 2  # half of pink noise lies there
 
 
+@pytest.mark.parametrize("hertz", [80, 110, 220])
+def test_noise_estimate_leaves_a_drone_alone(hertz):
+    time = torch.arange(4 * RATE).double() / RATE
+    tone = sum(torch.sin(2 * math.pi * k * hertz * time) / k for k in (1, 2, 3))
+    noise = torch.randn(len(time), generator=torch.Generator().manual_seed(6)).double()
+    transform = Stft.for_rate(RATE)
+    found, alone = (estimate_noise(transform(x).abs().square()) for x in (tone + noise / 10, noise))
+    bin_ = round(hertz * transform.n_fft / RATE)
+    assert float(10 * (100 * found / alone)[bin_].log10()) < 13  # the tone has 42
+
+
 def test_noise_estimate_survives_digital_silence_and_scales():
     generator = torch.Generator().manual_seed(3)
     power = torch.empty(257, 90).double().exponential_(generator=generator)
@@ -190,6 +201,13 @@ def test_a_dead_channel_stays_dead_and_changes_nothing():
     clean = Denoiser(**SMALL)(torch.stack([mono, torch.zeros_like(mono)]), RATE).waveform
     assert not clean[1].any()
     assert torch.allclose(clean[0], Denoiser(**SMALL)(mono, RATE).waveform, atol=1e-6)
+
+
+def test_a_constant_and_empty_bands_stay_finite():
+    constant = torch.full((RATE,), 0.3)
+    narrow = torch.nn.functional.interpolate(constant[None, None, ::9].sin(), scale_factor=9)[0, 0]
+    for sound in (constant, narrow, torch.zeros(RATE).index_fill(0, torch.tensor([8000]), 0.9)):
+        assert Denoiser(**SMALL)(sound, RATE).waveform.isfinite().all()
 
 
 def test_silence_comes_back():

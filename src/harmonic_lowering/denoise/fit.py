@@ -65,8 +65,9 @@ def fit_weights(
         shown = torch.zeros_like(seen)
         shown.view(-1)[centres] = 1
         shown = 1 - F.max_pool2d(shown, _PATCH, 1, _PATCH // 2)
-        scores = network(torch.cat([seen * shown, shown, places], 1))
-        return scores.flatten(2)[0, :, centres].T.log_softmax(1)
+        features = network.features(torch.cat([seen * shown, shown, places], 1))
+        scores = network.head(features.flatten(2)[..., centres, None])  # of these bins only
+        return scores[0, :, :, 0].T.log_softmax(1)
 
     optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
     losses: list[float] = []

@@ -23,6 +23,7 @@ SNR_DB = tuple(range(-15, 50, 5))  # the grid of ξ
 _LEAST_WEIGHT = 1e-6  # whatever the network says, a bin may be anything
 
 _SHAPE_QUANTILE = 0.2
+_REACH = 12  # bins
 _START_QUANTILE = 0.05
 _THRESHOLD = 1.5
 _SWEEPS = 20
@@ -91,8 +92,8 @@ def estimate_noise(power: Tensor, band: int = 16) -> Tensor:
         |X|², at least one frame that is not silent.
     band : even int >= 2
         Bins that share one solution; bands overlap by half and are joined linearly in dB. The
-        shape of the noise inside a band comes from a quantile, smoothed over as many bins at
-        most, and over fewer at the bottom, where coloured noise is steep.
+        shape of the noise inside a band comes from a quantile, of which the median of nearby
+        bins is taken: coloured noise is steep at the bottom, and a steady tone is no noise.
 
     Returns
     -------
@@ -109,7 +110,7 @@ def estimate_noise(power: Tensor, band: int = 16) -> Tensor:
     audible = power[:, loudness > 1e-10 * loudness.max()]  # pauses of digital silence tell nothing
     floor = 1e-12 * audible.mean()
     shape = torch.quantile(audible, _SHAPE_QUANTILE, dim=1)
-    shape = _smooth(shape.clamp_min(floor).log(), band // 2).exp()
+    shape = _smooth(shape.clamp_min(floor).log()).exp()
 
     ratio = audible / shape[:, None]
     bins, half = len(ratio), band // 2
@@ -127,6 +128,7 @@ def _truncated_mean(values: Tensor) -> Tensor:
     share = torch.expm1(reach).reciprocal() - reach.reciprocal()  # −E[P | P<θ]/θ, rising
     # Begin at a low quantile: it is too high rather than too low, yet below any steady tones.
     mean = torch.quantile(values, _START_QUANTILE, dim=1) / -math.log1p(-_START_QUANTILE)
+    mean = mean.clamp_min(torch.finfo(values.dtype).tiny * 1e6)  # bands of exact zeros
     for _ in range(_SWEEPS):
         threshold = _THRESHOLD * mean
         small = values < threshold[:, None]
@@ -137,9 +139,13 @@ def _truncated_mean(values: Tensor) -> Tensor:
     return mean
 
 
-def _smooth(values: Tensor, most: int) -> Tensor:
-    """Average over f ± f/4 bins, ± `most` at the most."""
+def _smooth(values: Tensor) -> Tensor:
+    """Take the median of f ± f bins, ± `_REACH` at the most.
+
+    A slope passes unchanged, and so does all that a steady tone leaves free of half the bins.
+    """
     bins = torch.arange(len(values), device=values.device)
-    reach = torch.minimum((bins // 4).clamp_max(most), len(values) - 1 - bins)
-    sums = F.pad(values.double().cumsum(0), (1, 0))
-    return ((sums[bins + reach + 1] - sums[bins - reach]) / (2 * reach + 1)).to(values)
+    offsets = torch.arange(-_REACH, _REACH + 1, device=values.device)
+    reach = torch.minimum(bins, len(values) - 1 - bins)
+    near = values[(bins[:, None] + offsets).clamp(0, len(values) - 1)]
+    return near.where(offsets.abs() <= reach[:, None], math.nan).nanmedian(1).values
