@@ -203,11 +203,13 @@ def test_a_dead_channel_stays_dead_and_changes_nothing():
     assert torch.allclose(clean[0], Denoiser(**SMALL)(mono, RATE).waveform, atol=1e-6)
 
 
-def test_a_constant_and_empty_bands_stay_finite():
-    constant = torch.full((RATE,), 0.3)
-    narrow = torch.nn.functional.interpolate(constant[None, None, ::9].sin(), scale_factor=9)[0, 0]
-    for sound in (constant, narrow, torch.zeros(RATE).index_fill(0, torch.tensor([8000]), 0.9)):
-        assert Denoiser(**SMALL)(sound, RATE).waveform.isfinite().all()
+def test_bands_of_exact_zeros_stay_finite():
+    power = torch.rand(257, 90)
+    power[100:] = 0  # a recording brought up from a lower rate
+    level = estimate_noise(power)
+    assert (level > 0).all()
+    assert (power / level[:, None]).isfinite().all()
+    assert Denoiser(**SMALL)(torch.full((RATE,), 0.3), RATE).waveform.isfinite().all()
 
 
 def test_silence_comes_back():
@@ -327,7 +329,8 @@ def with_hum(clean, mains, snr_db=10):
 def test_hum_is_subtracted(mains):
     clean = speech(3.3)
     noisy = with_hum(clean, mains)
-    assert si_sdr(clean, subtract_hum(noisy[None], RATE)[0]) > 5 + si_sdr(clean, noisy)
+    # Most lines lie under the voice and do not stand out; they have to go, too.
+    assert si_sdr(clean, subtract_hum(noisy[None], RATE)[0]) > 8 + si_sdr(clean, noisy)
 
 
 def test_what_is_no_hum_is_left_alone():
@@ -369,6 +372,20 @@ def test_it_ends_sooner_when_nothing_more_is_learnt(monkeypatch, early_stop, cou
     remove_noise(with_noise(speech(0.5), 10), RATE, seen.append)
     assert [p.ended for p in seen] == [""] * (len(seen) - 1) + [ended]
     assert abs(len(seen) - count) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("snr_db", [0, 10])
+def test_the_rule_ends_near_the_best_step(snr_db):
+    clean = speech(2)
+    noisy = with_noise(clean, snr_db)
+
+    def after(steps, early_stop):
+        return si_sdr(clean, Denoiser(steps=steps, early_stop=early_stop)(noisy, RATE).waveform)
+
+    best = max(after(steps, False) for steps in (25, 50, 100, 200, 400))
+    assert after(400, True) > best - 0.5
+    assert after(25, False) < best - 0.5  # or there would be nothing to find
 
 
 @pytest.mark.parametrize("method", ["prior", "dap"])

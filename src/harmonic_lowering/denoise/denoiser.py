@@ -23,7 +23,7 @@ __all__ = ["Denoised", "Denoiser", "Progress", "segment_bounds"]
 _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB says no more about the gain, only upsets the fit
 _MOST_BINS = 600_000  # of a segment's spectrogram: what bounds the memory at high rates
 _STEPS = {
-    ("prior", "fast"): 50,
+    ("prior", "fast"): 40,
     ("prior", "default"): 200,
     ("prior", "best"): 300,
     ("dap", "fast"): 1000,
