@@ -32,7 +32,7 @@ _STEPS = {
 }
 _STARTS = {"fast": 1, "default": 1, "best": 3}
 _WIDTHS = {"prior": (8, 16, 24, 32), "dap": (35, 70, 70)}
-_LEARNING_RATE = {"prior": 2e-2, "dap": 1e-3}
+_LEARNING_RATE = {"prior": 5e-2, "dap": 1e-3}
 _OVERLAP = {"prior": 4, "dap": 16}  # windows over each sample
 
 

@@ -67,7 +67,7 @@ def fit_weights(
         shown = 1 - F.max_pool2d(shown, _PATCH, 1, _PATCH // 2)
         features = network.features(torch.cat([seen * shown, shown, places], 1))
         scores = network.head(features.flatten(2)[..., centres, None])  # of these bins only
-        return scores[0, :, :, 0].T.log_softmax(1)
+        return F.log_softmax(scores[0, :, :, 0].T, 1)
 
     optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
     losses: list[float] = []
@@ -99,8 +99,8 @@ def fit_weights(
             break
     weights = target.new_empty(len(target), len(SNR_DB))
     with torch.no_grad():
-        for centres in torch.randperm(len(target), generator=random).to(device).split(hidden):
-            weights[centres] = foretell(centres).exp()
+        for centres in torch.split(torch.randperm(len(target), generator=random), hidden):
+            weights[centres] = foretell(centres.to(device)).exp()
     return weights.view(*ratio.shape, -1).cpu()
 
 
