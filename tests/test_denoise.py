@@ -11,9 +11,10 @@ from harmonic_lowering.denoise import Denoiser, Progress, SpectrogramUNet, fit
 from harmonic_lowering.denoise.denoiser import segment_bounds
 from harmonic_lowering.denoise.hum import subtract_hum
 from harmonic_lowering.denoise.objective import (
+    SNR_DB,
     estimate_noise,
-    itakura_saito,
-    wiener_gain,
+    log_likelihood,
+    posterior_gain,
 )
 from harmonic_lowering.metrics import si_sdr
 from harmonic_lowering.modules import HarmonicConv2d
@@ -60,6 +61,25 @@ def test_noise_estimate_looks_through_a_signal_that_never_pauses():
     assert quantile_db.mean() > 5  # what a plain low quantile says
 
 
+def test_noise_estimate_follows_a_slope_at_the_bottom():
+    generator = torch.Generator().manual_seed(5)
+    level = torch.arange(1, 514, dtype=torch.float64) ** -1.0
+    power = level[:, None] * torch.empty(513, 200).double().exponential_(generator=generator)
+    error_db = 10 * (estimate_noise(power) / level).log10()
+    assert error_db[:8].abs().max() < 2  # half of pink noise lies there
+
+
+@pytest.mark.parametrize("hertz", [80, 110, 220])
+def test_noise_estimate_leaves_a_drone_alone(hertz):
+    time = torch.arange(4 * RATE).double() / RATE
+    tone = sum(torch.sin(2 * math.pi * k * hertz * time) / k for k in (1, 2, 3))
+    noise = torch.randn(len(time), generator=torch.Generator().manual_seed(6)).double()
+    transform = Stft.for_rate(RATE)
+    found, alone = (estimate_noise(transform(x).abs().square()) for x in (tone + noise / 10, noise))
+    bin_ = round(hertz * transform.n_fft / RATE)
+    assert float(10 * (100 * found / alone)[bin_].log10()) < 13  # the tone has 42
+
+
 def test_noise_estimate_survives_digital_silence_and_scales():
     generator = torch.Generator().manual_seed(3)
     power = torch.empty(257, 90).double().exponential_(generator=generator)
@@ -71,13 +91,44 @@ def test_noise_estimate_survives_digital_silence_and_scales():
 # Objective and network
 
 
-def test_divergence_is_zero_at_the_truth_only():
-    ratio = torch.tensor([1.5, 4.0, 90.0], dtype=torch.float64)
-    best = (ratio - 1).log()
-    assert itakura_saito(ratio, best).abs().max() < 1e-12
-    for step in (-0.1, 0.1):
-        assert itakura_saito(ratio, best + step).min() > 1e-4
-    assert torch.allclose(wiener_gain(best), 1 - 1 / ratio)
+def test_likelihood_is_the_exponential_distribution():
+    ratio = torch.tensor([0.3, 4.0, 90.0], dtype=torch.float64)
+    for k, snr_db in enumerate(SNR_DB):
+        expected = torch.distributions.Exponential(1 / (1 + 10 ** (snr_db / 10))).log_prob(ratio)
+        assert torch.allclose(log_likelihood(ratio)[:, k], expected)
+
+
+def test_gain_is_wieners_where_the_ratio_is_certain():
+    certain = torch.eye(len(SNR_DB), dtype=torch.float64)
+    snr = 10 ** (torch.tensor(SNR_DB, dtype=torch.float64) / 10)
+    assert torch.allclose(posterior_gain(certain, 1 + snr), snr / (1 + snr), atol=1e-3)
+
+
+def test_gain_follows_the_bin_where_the_ratio_is_uncertain():
+    weights = torch.full((40, len(SNR_DB)), 1 / len(SNR_DB), dtype=torch.float64)
+    gain = posterior_gain(weights, torch.logspace(-3, 5, 40, dtype=torch.float64))
+    assert (gain.diff() > 0).all()
+    assert 0 < gain[0] < 0.25
+    assert 0.999 < gain[-1] <= 1
+
+
+def test_gain_is_the_best_guess():
+    # Of a clean bin drawn with a ratio of the grid, no other function of the same power is nearer.
+    generator = torch.Generator().manual_seed(4)
+    weights = torch.tensor([1.0, *[0.0] * 4, 1.0, *[0.0] * 6, 1.0], dtype=torch.float64) / 3
+    snr = 10 ** (torch.tensor(SNR_DB, dtype=torch.float64) / 10)
+    drawn = snr[weights.multinomial(200_000, replacement=True, generator=generator)]
+    clean, noise = (
+        torch.view_as_complex(torch.randn(len(drawn), 2, generator=generator).double()) / 2**0.5
+        for _ in range(2)
+    )
+    clean = clean * drawn.sqrt()
+    noisy = clean + noise
+    gain = posterior_gain(weights.expand(len(drawn), -1), noisy.abs().square())
+    error = lambda gain: float((gain * noisy - clean).abs().square().mean())  # noqa: E731
+    for power in (0.8, 1.25):
+        assert error(gain) < error(gain**power)
+    assert error(gain) < 0.9 * error(float(drawn.mean() / (1 + drawn.mean())))
 
 
 def test_each_scale_is_told_where_frequency_zero_lies():
@@ -150,6 +201,15 @@ def test_a_dead_channel_stays_dead_and_changes_nothing():
     clean = Denoiser(**SMALL)(torch.stack([mono, torch.zeros_like(mono)]), RATE).waveform
     assert not clean[1].any()
     assert torch.allclose(clean[0], Denoiser(**SMALL)(mono, RATE).waveform, atol=1e-6)
+
+
+def test_bands_of_exact_zeros_stay_finite():
+    power = torch.rand(257, 90)
+    power[100:] = 0  # a recording brought up from a lower rate
+    level = estimate_noise(power)
+    assert (level > 0).all()
+    assert (power / level[:, None]).isfinite().all()
+    assert Denoiser(**SMALL)(torch.full((RATE,), 0.3), RATE).waveform.isfinite().all()
 
 
 def test_silence_comes_back():
@@ -234,7 +294,6 @@ def test_transform_window_is_the_shortest_recording():
         ({"device": "meta"}, "device 'meta' cannot be used here"),
         ({"atten_lim": -3.0}, "atten_lim is a positive number of dB, got -3.0"),
         ({"atten_lim": float("nan")}, "atten_lim is a positive number"),
-        ({"smoothing": 1.0}, r"smoothing must lie in \[0, 1\)"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"overlap_s": 6.0}, r"between 0 and half of segment_s \(5.0\), got 6.0"),
         ({"device": "abacus"}, "device 'abacus' cannot be used here"),
@@ -270,7 +329,8 @@ def with_hum(clean, mains, snr_db=10):
 def test_hum_is_subtracted(mains):
     clean = speech(3.3)
     noisy = with_hum(clean, mains)
-    assert si_sdr(clean, subtract_hum(noisy[None], RATE)[0]) > 5 + si_sdr(clean, noisy)
+    # Most lines lie under the voice and do not stand out; they have to go, too.
+    assert si_sdr(clean, subtract_hum(noisy[None], RATE)[0]) > 8 + si_sdr(clean, noisy)
 
 
 def test_what_is_no_hum_is_left_alone():
@@ -312,6 +372,20 @@ def test_it_ends_sooner_when_nothing_more_is_learnt(monkeypatch, early_stop, cou
     remove_noise(with_noise(speech(0.5), 10), RATE, seen.append)
     assert [p.ended for p in seen] == [""] * (len(seen) - 1) + [ended]
     assert abs(len(seen) - count) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("snr_db", [0, 10])
+def test_the_rule_ends_near_the_best_step(snr_db):
+    clean = speech(1.2)
+    noisy = with_noise(clean, snr_db)
+
+    def after(steps, early_stop):
+        return si_sdr(clean, Denoiser(steps=steps, early_stop=early_stop)(noisy, RATE).waveform)
+
+    best = max(after(steps, False) for steps in (10, 25, 50, 100, 200, 300))
+    assert after(300, True) > best - 0.5
+    assert after(10, False) < best - 0.5  # or there would be nothing to find
 
 
 @pytest.mark.parametrize("method", ["prior", "dap"])

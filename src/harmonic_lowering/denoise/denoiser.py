@@ -14,17 +14,16 @@ from torch import Tensor
 
 from ..spectral import Stft
 from .dap import fit_spectrum
-from .fit import fit_gain
+from .fit import fit_weights
 from .hum import subtract_hum
-from .objective import estimate_noise
+from .objective import estimate_noise, posterior_gain
 
 __all__ = ["Denoised", "Denoiser", "Progress", "segment_bounds"]
 
 _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB says no more about the gain, only upsets the fit
-_OWN_SHARE = 0.02  # of a bin's own power in its ratio: for what its surroundings cannot foretell
 _MOST_BINS = 600_000  # of a segment's spectrogram: what bounds the memory at high rates
 _STEPS = {
-    ("prior", "fast"): 50,
+    ("prior", "fast"): 40,
     ("prior", "default"): 200,
     ("prior", "best"): 300,
     ("dap", "fast"): 1000,
@@ -32,8 +31,8 @@ _STEPS = {
     ("dap", "best"): 10000,
 }
 _STARTS = {"fast": 1, "default": 1, "best": 3}
-_WIDTHS = {"prior": (16, 16, 16), "dap": (35, 70, 70)}
-_LEARNING_RATE = {"prior": 2e-2, "dap": 1e-3}
+_WIDTHS = {"prior": (8, 16, 24, 32), "dap": (35, 70, 70)}
+_LEARNING_RATE = {"prior": 5e-2, "dap": 1e-3}
 _OVERLAP = {"prior": 4, "dap": 16}  # windows over each sample
 
 
@@ -72,10 +71,12 @@ class Denoiser:
     harmonics while the bin itself is hidden. Pitched sound can be foretold so, noise cannot. No
     training data, no download, no sample of the noise.
 
-    .. math:: \min_θ \sum_{f,t} \frac{|X|²}{N (1+ξ_θ)} + \log(1+ξ_θ),
-        \qquad \hat S = \frac{ξ}{1+ξ} X
+    .. math:: \max_θ \sum_{f,t} \log \sum_k w_k(θ) \, p(X \mid ξ_k),
+        \qquad p(X \mid ξ) = \frac{1}{1+ξ} \exp\frac{−|X|²/N}{1+ξ},
+        \qquad \hat S = X \sum_k p(ξ_k \mid X) \frac{ξ_k}{1+ξ_k}
 
-    with the noise power N(f) estimated from the same recording.
+    with the noise power N(f) estimated from the same recording, and w the network's weights of
+    signal-to-noise ratios ξ from −15 to 45 dB.
 
     Parameters
     ----------
@@ -108,8 +109,6 @@ class Denoiser:
     learning_rate : float > 0, optional
         Adam's largest; for ``"prior"`` it rises over the first steps and falls to zero with a
         cosine, so that the end of a run is calm whatever its number of steps.
-    smoothing : float in [0, 1)
-        Share of the past in the moving average of the gains, at most ``1 - 5/steps``.
     segment_s, overlap_s : float, 0 < overlap_s <= segment_s / 2
         Longer recordings are cut into segments of about this length (shorter at high rates),
         cross-faded; a segment bounds the memory.
@@ -130,7 +129,8 @@ class Denoiser:
     Ulyanov et al., "Deep Image Prior", arXiv:1711.10925; Zhang et al., "Deep Audio Priors Emerge
     From Harmonic Convolutional Networks", ICLR 2020; Krull et al., "Noise2Void", CVPR 2019;
     Févotte et al. on the Itakura-Saito divergence as the likelihood of power spectra, DOI
-    10.1162/neco.2008.04-08-771.
+    10.1162/neco.2008.04-08-771; Laine et al., "High-Quality Self-Supervised Deep Image Denoising",
+    NeurIPS 2019, on what a hidden pixel itself still tells.
 
     Examples
     --------
@@ -153,7 +153,6 @@ class Denoiser:
     layer: str = "harmonic"
     widths: tuple[int, ...] | None = None
     learning_rate: float | None = None
-    smoothing: float = 0.97
     segment_s: float = 10.0
     overlap_s: float = 1.0
 
@@ -176,8 +175,6 @@ class Denoiser:
             raise ValueError(f"strength must lie in [0, 1], got {self.strength}")
         if self.atten_lim is not None and not self.atten_lim > 0:
             raise ValueError(f"atten_lim is a positive number of dB, got {self.atten_lim}")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing must lie in [0, 1), got {self.smoothing}")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
         if not 0 < self.overlap_s <= self.segment_s / 2:
@@ -356,17 +353,8 @@ class Denoiser:
             return torch.ones_like(power[0])
         ratio = torch.stack([channel / estimate_noise(channel)[:, None] for channel in alive])
         observed = ratio.mean(0).clamp_max(_LARGEST_RATIO)
-        gain = fit_gain(
-            observed.float(),
-            report,
-            # A short run has no steps to spare for those before it has learnt anything.
-            smoothing=min(self.smoothing, max(0.0, 1 - 5 / settings["steps"])),
-            early_stop=self.early_stop,
-            **settings,
-        )
-        snr = gain.to(power) / (1 - gain.to(power)).clamp_min(1 / _LARGEST_RATIO)
-        snr = torch.lerp(snr, (observed - 1).clamp_min(0), _OWN_SHARE)
-        return snr / (1 + snr)
+        weights = fit_weights(observed.float(), report, early_stop=self.early_stop, **settings)
+        return posterior_gain(weights.to(power), observed)
 
 
 def segment_bounds(length: int, segment: int, overlap: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-r"""The optimisation of one segment: from |X|²/N to gains.
+r"""The optimisation of one segment: from |X|²/N to what its surroundings say of each bin.
 
 The network sees the noisy spectrogram with small patches hidden, and is asked for the signal at
 their centres (noise2void, Krull et al., CVPR 2019; noise2self, Batson and Royer, ICML 2019: the
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .network import SpectrogramUNet
-from .objective import itakura_saito, wiener_gain
+from .objective import SNR_DB, log_likelihood
 
-__all__ = ["fit_gain"]
+__all__ = ["fit_weights"]
 
 _HIDDEN = 0.05  # of all bins are the centre of a hidden patch
 _PATCH = 3  # bins and frames of a patch: what the STFT's window smears one bin over
@@ -29,9 +29,10 @@ _WARM_UP = 8  # steps
 _WINDOW = 40  # steps; the loss is compared between this many and the as many before
 _PLATEAU = 0.004  # nats; improving by less in a window is none
 _HURRY = 4  # times as fast through the rest of the schedule after a plateau
+_SWEEP = 8  # steps take as long as asking for every bin in the end
 
 
-def fit_gain(
+def fit_weights(
     ratio: Tensor,
     report: Callable[[int, float, str], object],
     *,
@@ -41,11 +42,10 @@ def fit_gain(
     layer: str,
     widths: tuple[int, ...],
     learning_rate: float,
-    smoothing: float,
     early_stop: bool,
     time_limit: float | None,
 ) -> Tensor:
-    """Fit the network to |X|²/N (F, T) and return the gains, averaged over the last steps.
+    """Fit the network to |X|²/N (F, T), then ask it for the weights (F, T, K) of each hidden bin.
 
     ``report(step, loss, ended)`` is called after each step, `ended` being why it is the last or
     empty; the fit ends at once when it returns true. The other arguments are `Denoiser`'s.
@@ -54,46 +54,54 @@ def fit_gain(
     random = torch.Generator().manual_seed(seed)  # on the CPU: every device draws the same numbers
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = SpectrogramUNet(2 + _NOISE_CHANNELS, 1, widths, layer).to(device)
+        network = SpectrogramUNet(2 + _NOISE_CHANNELS, len(SNR_DB), widths, layer).to(device)
         places = torch.randn(1, _NOISE_CHANNELS, *ratio.shape).to(device)
-    target = ratio[None, None].to(device)
-    seen = (target + 1e-3).log().clamp(-3, 10) / 3
+    target = ratio.flatten().to(device)
+    seen = (ratio[None, None].to(device) + 1e-3).log().clamp(-3, 10) / 3
+    hidden = max(1, round(_HIDDEN * len(target)))
+
+    def foretell(centres: Tensor) -> Tensor:
+        """Log of the weights (n, K) of n bins, hidden with what is around them."""
+        shown = torch.zeros_like(seen)
+        shown.view(-1)[centres] = 1
+        shown = 1 - F.max_pool2d(shown, _PATCH, 1, _PATCH // 2)
+        features = network.features(torch.cat([seen * shown, shown, places], 1))
+        scores = network.head(features.flatten(2)[..., centres, None])  # of these bins only
+        return F.log_softmax(scores[0, :, :, 0].T, 1)
+
     optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
-    gains, weights = torch.zeros_like(target), torch.zeros_like(target)
     losses: list[float] = []
     step, position, ended = 0, 0.0, "steps"
     while position < 1:
         step += 1
         optimiser.param_groups[0]["lr"] = learning_rate * _rate_at(step, position)
-        centres = (torch.rand(target.shape, generator=random) < _HIDDEN).to(target)
-        if not bool(centres.any()):
-            centres[..., 0, 0] = 1
-        hidden = F.max_pool2d(centres, _PATCH, 1, _PATCH // 2)
+        centres = torch.randperm(len(target), generator=random)[:hidden].to(device)
         with torch.enable_grad():
-            log_snr = network(torch.cat([seen * (1 - hidden), 1 - hidden, places], 1))
-            loss = (itakura_saito(target, log_snr) * centres).sum() / centres.sum()
+            likelihood = foretell(centres) + log_likelihood(target[centres])
+            loss = -likelihood.logsumexp(1).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        gains.mul_(smoothing).addcmul_(wiener_gain(log_snr.detach()), centres)
-        weights.mul_(smoothing).add_(centres)
-        losses.append(float(loss.detach()))
+        # Less what depends on the choice of bins only: it halves the spread from step to step.
+        losses.append(float(loss.detach() - 1 - target[centres].clamp_min(1e-6).log().mean()))
         # The learning rate falls along the schedule, whose end is nearer when time is short.
         if early_stop and ended == "steps" and _levelled(losses):
             ended = "level"
         stride = (_HURRY if ended == "level" else 1) / steps
         if time_limit is not None:
             spent = time.monotonic() - began
-            left = max(1.0, (time_limit - spent) * step / spent)  # steps
+            left = max(1.0, (time_limit - spent) * step / spent - _SWEEP)  # steps
             if (1 - position) / left > stride:
                 stride, ended = (1 - position) / left, "time"
         # Sums of 1/steps miss 1 by rounding errors.
         position = 1.0 if position + stride > 1 - 1e-9 else position + stride
         if report(step, losses[-1], ended if position == 1 else ""):
             break
-    # A bin that was never hidden gets the network's answer of the last step.
-    last = wiener_gain(log_snr.detach())
-    return ((gains + 1e-3 * last) / (weights + 1e-3))[0, 0].cpu()
+    weights = target.new_empty(len(target), len(SNR_DB))
+    with torch.no_grad():
+        for centres in torch.split(torch.randperm(len(target), generator=random), hidden):
+            weights[centres] = foretell(centres.to(device)).exp()
+    return weights.view(*ratio.shape, -1).cpu()
 
 
 def _levelled(losses: list[float]) -> bool:

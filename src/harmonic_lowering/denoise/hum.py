@@ -23,7 +23,7 @@ _SHORTEST_S = 1.0  # below, 50 Hz cannot be told from a voice
 _PIECES = 6  # of the recording, over which a line must stay the same
 _STEADY = 0.35  # the most that a line's pieces may differ, against its mean
 _STANDS_OUT = 10.0  # of a line's power to that of the frequencies around it
-_FEWEST = 3  # lines that make a hum
+_FEWEST = 3  # such lines make a hum
 _BLOCK = 1 << 14  # samples
 
 
@@ -33,8 +33,9 @@ def subtract_hum(waveform: Tensor, sample_rate: int) -> Tensor:
     .. math:: \min_{a,b,c,d} \sum_n \Big( x[n] − \sum_k (a_k + b_k n) \cos k ω n
         + (c_k + d_k n) \sin k ω n \Big)^2
 
-    over the lines k that stand out of their surroundings and are steady, with ω near 2π·50 or
-    2π·60 Hz where those lines are strongest.
+    over all multiples k of ω up to 2.5 kHz, with ω near 2π·50 or 2π·60 Hz where they are strongest.
+    There is hum where three of them stand out of their surroundings and are steady. The others are
+    then there, too, under the sound, and a line that is not takes next to nothing away.
 
     Parameters
     ----------
@@ -56,7 +57,7 @@ def subtract_hum(waveform: Tensor, sample_rate: int) -> Tensor:
 
 def _without_hum(channel: Tensor, sample_rate: int) -> Tensor:
     fundamental, lines = _lines(channel.double(), sample_rate)
-    if len(lines) < _FEWEST:
+    if len(lines) == 0:
         return channel
     omega = 2 * math.pi * fundamental / sample_rate * lines
     length = len(channel)
@@ -82,7 +83,7 @@ def _tones(omega: Tensor, start: int, stop: int, length: int) -> Tensor:
 
 
 def _lines(channel: Tensor, sample_rate: int) -> tuple[float, Tensor]:
-    """Find the hum's fundamental in Hz and which of its multiples it has."""
+    """Find the hum's fundamental in Hz and its multiples; none if there is no hum."""
     best = (0.0, torch.empty(0))
     highest = min(_HIGHEST, 0.45 * sample_rate)
     length = len(channel)
@@ -106,7 +107,9 @@ def _lines(channel: Tensor, sample_rate: int) -> tuple[float, Tensor]:
                 best = (fundamental, multiples[ratio > _STANDS_OUT])
     fundamental, lines = best
     steady = [line for line in lines.tolist() if _steady(channel, line * fundamental / sample_rate)]
-    return fundamental, torch.tensor(steady, dtype=torch.float64)
+    if len(steady) < _FEWEST:
+        return fundamental, torch.empty(0)
+    return fundamental, torch.arange(1, int(highest / fundamental) + 1, dtype=torch.float64)
 
 
 def _around(power: Tensor, places: Tensor, per_hertz: float) -> Tensor:

@@ -62,6 +62,10 @@ class SpectrogramUNet(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (B, in_channels, F, T) to (B, out_channels, F, T)."""
+        return cast(Tensor, self.head(self.features(input)))
+
+    def features(self, input: Tensor) -> Tensor:
+        """Map (B, in_channels, F, T) to (B, widths[0], F, T): what `head` reads, bin by bin."""
         features = self.encoder[0](input)
         skips = []
         for block in self.encoder[1:]:
@@ -71,7 +75,7 @@ class SpectrogramUNet(nn.Module):
         for block in self.decoder:
             skip = skips.pop()
             features = block(torch.cat([_doubled(features, skip), skip], 1))
-        return cast(Tensor, self.head(features))
+        return cast(Tensor, features)
 
 
 def _block(in_channels: int, out_channels: int, origin: Fraction, layer: str) -> nn.Sequential:

@@ -1,9 +1,12 @@
 r"""What is fitted: the power spectrum of a clean sound in noise of unknown level.
 
 A bin of the noisy STFT, X, is taken as complex Gaussian, so |X|² is exponentially distributed with
-mean N(f)·(1 + ξ(f, t)), where N is the power of the noise and ξ the signal-to-noise ratio. The
-network gives log ξ; maximum likelihood fits it; ξ/(1+ξ) is Wiener's gain. Fitting powers instead of
-the complex STFT frees the network from phases, which no short description has.
+mean N(f)·(1 + ξ(f, t)), where N is the power of the noise and ξ the signal-to-noise ratio. Fitting
+powers instead of the complex STFT frees the network from phases, which no short description has.
+
+What surrounds a bin does not tell its ξ exactly. So the network gives a weight to each ratio of a
+fixed grid; maximum likelihood fits the weights, and the bin's own power then says, by Bayes' rule,
+which of the ratios it has (as for blind-spot networks, Laine et al., NeurIPS 2019: the idea).
 """
 
 from __future__ import annotations
@@ -14,36 +17,61 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["estimate_noise", "itakura_saito", "wiener_gain"]
+__all__ = ["SNR_DB", "estimate_noise", "log_likelihood", "posterior_gain"]
 
-_SHAPE_QUANTILE = 0.1
+SNR_DB = tuple(range(-15, 50, 5))  # the grid of ξ
+_LEAST_WEIGHT = 1e-6  # whatever the network says, a bin may be anything
+
+_SHAPE_QUANTILE = 0.2
+_REACH = 12  # bins
 _START_QUANTILE = 0.05
 _THRESHOLD = 1.5
 _SWEEPS = 20
 
 
-def itakura_saito(power_ratio: Tensor, log_snr: Tensor) -> Tensor:
-    r"""Itakura-Saito divergence of each bin's power from the one that the network expects.
+def log_likelihood(power_ratio: Tensor) -> Tensor:
+    r"""Log-likelihood of a bin's power under each signal-to-noise ratio of the grid.
 
-    .. math:: q − \log q − 1, \qquad q = \frac{|X|²/N}{1+ξ}
-
-    It is −log p(|X|² / N | ξ) but for a term without ξ, and 0 where q = 1; subtracting that term
-    halves the spread between random choices of bins.
+    .. math:: \log p(|X|²/N \mid ξ_k) = −\frac{|X|²/N}{1+ξ_k} − \log(1+ξ_k)
 
     Parameters
     ----------
-    power_ratio : Tensor
+    power_ratio : Tensor [shape=(...)]
         |X|²/N.
-    log_snr : Tensor, the same shape
-        log ξ, natural logarithm.
+
+    Returns
+    -------
+    Tensor [shape=(..., K)]
     """
-    log_quotient = power_ratio.clamp_min(1e-6).log() - F.softplus(log_snr)
-    return log_quotient.exp() - log_quotient - 1
+    expected = 1 + _snr(power_ratio)
+    return -power_ratio[..., None] / expected - expected.log()
 
 
-def wiener_gain(log_snr: Tensor) -> Tensor:
-    r"""Give the gain ξ/(1+ξ) that minimises the expected squared error."""
-    return torch.sigmoid(log_snr)
+def posterior_gain(weights: Tensor, power_ratio: Tensor) -> Tensor:
+    r"""Give the gain that minimises the expected squared error: Wiener's, over the posterior.
+
+    .. math:: \hat S / X = \sum_k p(ξ_k \mid X) \frac{ξ_k}{1+ξ_k}, \qquad
+        p(ξ_k \mid X) ∝ w_k \, p(|X|²/N \mid ξ_k)
+
+    Parameters
+    ----------
+    weights : Tensor [shape=(..., K)]
+        w, what is thought of each ratio before the bin is looked at; they sum to 1.
+    power_ratio : Tensor [shape=(...)]
+        |X|²/N.
+
+    Returns
+    -------
+    Tensor [shape=(...)]
+        Between 0 and 1, and rising with `power_ratio`.
+    """
+    snr = _snr(power_ratio)
+    posterior = (weights.clamp_min(_LEAST_WEIGHT).log() + log_likelihood(power_ratio)).softmax(-1)
+    return posterior @ (snr / (1 + snr))
+
+
+def _snr(like: Tensor) -> Tensor:
+    return 10 ** (torch.tensor(SNR_DB, dtype=like.dtype, device=like.device) / 10)
 
 
 def estimate_noise(power: Tensor, band: int = 16) -> Tensor:
@@ -64,7 +92,8 @@ def estimate_noise(power: Tensor, band: int = 16) -> Tensor:
         |X|², at least one frame that is not silent.
     band : even int >= 2
         Bins that share one solution; bands overlap by half and are joined linearly in dB. The
-        shape of the noise inside a band comes from a smoothed quantile.
+        shape of the noise inside a band comes from a quantile, of which the median of nearby
+        bins is taken: coloured noise is steep at the bottom, and a steady tone is no noise.
 
     Returns
     -------
@@ -81,7 +110,7 @@ def estimate_noise(power: Tensor, band: int = 16) -> Tensor:
     audible = power[:, loudness > 1e-10 * loudness.max()]  # pauses of digital silence tell nothing
     floor = 1e-12 * audible.mean()
     shape = torch.quantile(audible, _SHAPE_QUANTILE, dim=1)
-    shape = _smooth(shape.clamp_min(floor).log(), band // 2).exp()
+    shape = _smooth(shape.clamp_min(floor).log()).exp()
 
     ratio = audible / shape[:, None]
     bins, half = len(ratio), band // 2
@@ -99,6 +128,7 @@ def _truncated_mean(values: Tensor) -> Tensor:
     share = torch.expm1(reach).reciprocal() - reach.reciprocal()  # −E[P | P<θ]/θ, rising
     # Begin at a low quantile: it is too high rather than too low, yet below any steady tones.
     mean = torch.quantile(values, _START_QUANTILE, dim=1) / -math.log1p(-_START_QUANTILE)
+    mean = mean.clamp_min(torch.finfo(values.dtype).tiny * 1e6)  # bands of exact zeros
     for _ in range(_SWEEPS):
         threshold = _THRESHOLD * mean
         small = values < threshold[:, None]
@@ -109,7 +139,13 @@ def _truncated_mean(values: Tensor) -> Tensor:
     return mean
 
 
-def _smooth(values: Tensor, reach: int) -> Tensor:
-    """Average over 2·reach+1 bins, mirrored at the ends."""
-    padded = F.pad(values[None, None], (reach, reach), mode="reflect")
-    return F.avg_pool1d(padded, 2 * reach + 1, 1)[0, 0]
+def _smooth(values: Tensor) -> Tensor:
+    """Take the median of f ± f bins, ± `_REACH` at the most.
+
+    A slope passes unchanged, and so does all that a steady tone leaves free of half the bins.
+    """
+    bins = torch.arange(len(values), device=values.device)
+    offsets = torch.arange(-_REACH, _REACH + 1, device=values.device)
+    reach = torch.minimum(bins, len(values) - 1 - bins)
+    near = values[(bins[:, None] + offsets).clamp(0, len(values) - 1)]
+    return near.where(offsets.abs() <= reach[:, None], math.nan).nanmedian(1).values
