@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
 import signal
 import statistics
@@ -96,7 +97,7 @@ def interleaved(
 ) -> dict[str, list[float] | Exception]:
     """Time functions in turns, so that a disturbance meets all of them.
 
-    Each runs once unmeasured. Then rounds follow; one that has had its share of the `seconds` and
+    Every round begins with another one: what frees gigabytes slows whatever comes after it. Each runs once unmeasured. Then rounds follow; one that has had its share of the `seconds` and
     `at_least` measurements leaves, and one that takes more than two shares with two already. One
     that fails gives its error and leaves, too.
     """
@@ -107,8 +108,12 @@ def interleaved(
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        while active := [name for name in runs if name not in results]:
-            for name in active:
+        for first in itertools.count():
+            active = [name for name in runs if name not in results]
+            if not active:
+                break
+            first %= len(active)
+            for name in active[first:] + active[:first]:
                 began = time.perf_counter()
                 try:
                     runs[name]()
