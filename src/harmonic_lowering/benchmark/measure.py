@@ -97,9 +97,10 @@ def interleaved(
 ) -> dict[str, list[float] | Exception]:
     """Time functions in turns, so that a disturbance meets all of them.
 
-    Every round begins with another one: what frees gigabytes slows whatever comes after it. Each runs once unmeasured. Then rounds follow; one that has had its share of the `seconds` and
+    Each runs once unmeasured. Then rounds follow; one that has had its share of the `seconds` and
     `at_least` measurements leaves, and one that takes more than two shares with two already. One
-    that fails gives its error and leaves, too.
+    that fails gives its error and leaves, too. Every round begins with another one, because what
+    frees gigabytes slows whatever comes after it.
     """
     results: dict[str, list[float] | Exception] = {}
     times: dict[str, list[float]] = {name: [] for name in runs}
