@@ -24,7 +24,7 @@ _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB says no more about the gain, only up
 _MOST_BINS = 600_000  # of a segment's spectrogram: what bounds the memory at high rates
 _STEPS = {
     ("prior", "fast"): 40,
-    ("prior", "default"): 150,
+    ("prior", "default"): 100,
     ("prior", "best"): 300,
     ("dap", "fast"): 1000,
     ("dap", "default"): 5000,
