@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .engines.handover import computes_in
+from .engines.handover import compute_dtypes
 from .taps import FrequencyTaps, as_count
 
 __all__ = ["DeadTapWarning", "check_input", "check_weight", "n_rows", "warn_of_dead_taps"]
@@ -72,7 +72,7 @@ def check_weight(
             f"got {tuple(bias.shape)}"
         )
     tensors = [input, weight] if bias is None else [input, weight, bias]
-    if len({t.dtype for t in tensors}) > 1 and len({computes_in(t) for t in tensors}) > 1:
+    if len({t.dtype for t in tensors}) > 1 and len(compute_dtypes(*tensors)) > 1:
         raise TypeError(
             f"{'input and weight' if bias is None else 'input, weight and bias'} must have the "
             f"same dtype, got {' and '.join(str(t.dtype) for t in tensors)}: convert them, or use "

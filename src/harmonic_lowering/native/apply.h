@@ -48,15 +48,6 @@ template <class T> struct SeriesTile {
     for (int m = 0; m < M; ++m) for (int n = 0; n < N; ++n)
       std::memcpy(a.dst + m * a.stride + n * T::lanes, &acc[m][n], sizeof(V));
   }
-  using Run = void (*)(const SeriesTile&);
-  template <int N, int... M> static Run pick(int m, std::integer_sequence<int, M...>) {
-    static constexpr Run table[] = {&run<M + 1, N>...};
-    return table[m - 1];
-  }
-  static Run pick(int m, int n) {
-    std::make_integer_sequence<int, most_channels> all;
-    return n == 1 ? pick<1>(m, all) : n == 2 ? pick<2>(m, all) : pick<3>(m, all);
-  }
 };
 
 // Channels side by side: a tile is N frames by M vectors of output channels, which are written where they belong.
@@ -101,18 +92,19 @@ template <class T> struct FramesTile {
       else write_past_cache<T>(static_cast<Store*>(a.dst) + at, acc[n][m]);
     }
   }
-  using Run = void (*)(const FramesTile&);
-  template <int M, int... N> static Run pick(int n, std::integer_sequence<int, N...>) {
-    static constexpr Run table[] = {&run<N + 1, M>...};
-    return table[n - 1];
-  }
-  static Run pick(int n, int m) {
-    std::make_integer_sequence<int, most_frames> all;
-    return m == 1 ? pick<1>(n, all) : pick<2>(n, all);
-  }
 };
 
-constexpr int64_t kPastCache = 12 << 20;  // bytes of a result that no cache will hold until it is read
+template <class S> int64_t result_bytes(const Call& c) {
+  return c.batch * c.groups * c.out_channels * c.dst_rows * c.dst_len * sizeof(S);
+}
+
+// Whether no cache will hold a result until it is read, and it is written in whole lines: `run` elements side by side,
+// the next ones `across` further.
+template <class S> bool goes_past_cache(const Call& c, int64_t across, int64_t run) {
+  constexpr int64_t most_in_cache = 12 << 20, line = 64 / sizeof(S);
+  return result_bytes<S>(c) > most_in_cache && reinterpret_cast<uintptr_t>(c.dst) % 64 == 0 &&
+         c.dst_stride[0] % line == 0 && c.dst_stride[2] % line == 0 && across % line == 0 && run % line == 0;
+}
 
 // Layouts: the geometry of rows, weights as the tiles read them, packing, convolving.
 
@@ -140,11 +132,7 @@ template <class T, class S> struct Series {
       const int64_t at = k * c.dilation;
       offsets.push_back(((i * c.stride + at % c.stride) * length + at / c.stride) * pair);
     }
-    const int64_t line = 64 / sizeof(S);
-    past_cache = c.batch * c.groups * c.out_channels * c.dst_rows * c.dst_len * int64_t(sizeof(S)) > kPastCache &&
-                 sizeof(S) == sizeof(Store) && c.dst_stride[3] == 1 && reinterpret_cast<uintptr_t>(c.dst) % 64 == 0 &&
-                 c.dst_stride[0] % line == 0 && c.dst_stride[1] % line == 0 && c.dst_stride[2] % line == 0 &&
-                 block % line == 0;
+    past_cache = sizeof(S) == sizeof(Store) && c.dst_stride[3] == 1 && goes_past_cache<S>(c, c.dst_stride[1], block);
   }
   // [channel block][offset][channel][pair], zero before
   void pack_weights(const S* from, Store* to) const {
@@ -177,7 +165,7 @@ template <class T, class S> struct Series {
         for (size_t i = 0; i < live.size(); ++i)
           taps[i] = {live[i].row + t * pair, weight + live[i].tap * tap_size + o * n_offsets * pair};
         for (size_t i = 0; i < mixes.size(); ++i) mixed[i] = {mixes[i].row + o * block + t, mixes[i].value};
-        Tile::pick(m, n)({taps.data(), (int64_t)taps.size(), offsets.data(), n_offsets, mixed.data(),
+        tile_of<Tile, Tile::most_channels, Tile::most_vectors>(m, n)({taps.data(), (int64_t)taps.size(), offsets.data(), n_offsets, mixed.data(),
                           (int64_t)mixed.size(), bias ? bias + o : nullptr, to + o * block + t, block});
       }
     }
@@ -199,6 +187,12 @@ template <class T, class S> struct Series {
         }
         return;
       }
+    }
+    if constexpr (std::is_same_v<S, Acc>) {
+      using Unit = typename T::Unit;
+      if (to.channel_stride == 1)
+        return series_to_frames(result, block * sizeof(Acc), c.out_channels, here, reinterpret_cast<Unit*>(to.dst),
+                                to.time_stride);
     }
     for (int64_t t = 0; t < here; ++t) for (int64_t o = 0; o < c.out_channels; ++o)
       to.dst[t * to.time_stride + o * to.channel_stride] = static_cast<S>(channel(o)[t]);
@@ -225,11 +219,8 @@ template <class T, class S> struct Frames {
         length((block - 1) * c.stride + (c.kernel_time - 1) * c.dilation + 1),
         row_size(round_up(length * width, kVector / sizeof(Store))), slack(0), result_size(padded * block),
         bias_size(padded), tap_size(padded * c.kernel_time * width), vectors(padded / lanes, Tile::most_vectors) {
-    const int64_t line = 64 / sizeof(S);
     direct = sizeof(S) == sizeof(Store) && c.out_channels == padded;
-    past_cache = c.batch * c.groups * c.out_channels * c.dst_rows * c.dst_len * int64_t(sizeof(S)) > kPastCache &&
-                 reinterpret_cast<uintptr_t>(c.dst) % 64 == 0 && c.dst_stride[0] % line == 0 &&
-                 c.dst_stride[2] % line == 0 && c.dst_stride[3] % line == 0 && c.out_channels % line == 0;
+    past_cache = goes_past_cache<S>(c, c.dst_stride[3], c.out_channels);
   }
   // [channel block][kernel column][channel / pair][output channel][pair], zero before
   void pack_weights(const S* from, Store* to) const {
@@ -268,7 +259,7 @@ template <class T, class S> struct Frames {
         for (size_t i = 0; i < mixes.size(); ++i) mixed[i] = {mixes[i].row + t * padded + o, mixes[i].value};
         tile.bias = bias ? bias + o : nullptr;
         tile.dst = static_cast<char*>(dst) + (t * tile.dst_stride + o) * element;
-        Tile::pick(n, m)(tile);
+        tile_of<Tile, Tile::most_frames, Tile::most_vectors>(n, m)(tile);
       }
     }
   }
@@ -297,7 +288,7 @@ template <class Layout, class T, class S> void apply_in(const Call& c) {
   using Acc = typename T::Acc;
   const Layout layout(c);
   const int64_t blocks = (c.dst_len + layout.block - 1) / layout.block;
-  expect_large_pages(c.dst, c.batch * c.groups * c.out_channels * c.dst_rows * c.dst_len * sizeof(S));
+  expect_large_pages(c.dst, result_bytes<S>(c));
 
   std::vector<Store> weights(c.groups * c.taps * layout.tap_size);
   for (int64_t g = 0; g < c.groups; ++g) for (int64_t j = 0; j < c.taps; ++j) {

@@ -39,15 +39,6 @@ template <class T> struct GradTile {
       std::memcpy(to, &sum, sizeof sum);
     }
   }
-  using Run = void (*)(const GradTile&);
-  template <int M, int... N> static Run pick(int n, std::integer_sequence<int, N...>) {
-    static constexpr Run table[] = {&run<N + 1, M>...};
-    return table[n - 1];
-  }
-  static Run pick(int n, int m) {
-    std::make_integer_sequence<int, most_offsets> all;
-    return m == 1 ? pick<1>(n, all) : pick<2>(n, all);
-  }
 };
 
 template <class S> void grad_weight(const Call& c) {
@@ -81,13 +72,12 @@ template <class S> void grad_weight(const Call& c) {
   const Split parts(jobs, (jobs + partials - 1) / partials);
   std::vector<Acc> sums(c.groups * parts.parts * size);
 
-  std::vector<int64_t> live(c.taps);  // rows of each tap up to the last one that is read
-  for (int64_t j = 0; j < c.taps; ++j) {
-    const Rows& matrix = c.blend_first[j] ? c.matrix : c.transposed;
-    const int64_t* pointer = matrix.pointer + j * (matrix.rows + 1);
-    for (live[j] = matrix.rows; live[j] && pointer[live[j]] == pointer[live[j] - 1];) --live[j];
-    // Blend-first taps go through the bins side by side: they read the same gradients.
-    if (c.blend_first[j]) live[j] = matrix.rows;
+  // Rows that each tap goes through. Blend-first taps go through the bins side by side, because they read the same
+  // gradients; the others go through the source rows up to the last one that they read.
+  std::vector<int64_t> live(c.taps, c.matrix.rows);
+  for (int64_t j = 0; j < c.taps; ++j) if (!c.blend_first[j]) {
+    const int64_t* pointer = c.transposed.pointer + j * (c.transposed.rows + 1);
+    for (live[j] = c.transposed.rows; live[j] && pointer[live[j]] == pointer[live[j] - 1];) --live[j];
   }
   const int64_t rounds = (c.dst_rows + together - 1) / together;
   const Store one = T::store(S(1)), ones[] = {one, one};
@@ -129,20 +119,22 @@ template <class S> void grad_weight(const Call& c) {
         for (int64_t qb = 0; qb < columns.parts; ++qb) for (int64_t ob = 0; ob < vectors.parts; ++ob) {
           const int64_t q = columns.begin(qb), n = columns.begin(qb + 1) - q;
           const int64_t v = vectors.begin(ob), m = vectors.begin(ob + 1) - v, o = v * lanes;
-          for (auto& one : pairs) one.grad += o * pair;
-          Tile::pick(n, m)({pairs.data(), (int64_t)pairs.size(), (here + pair - 1) / pair, padded * pair, row_step,
+          for (auto& each : pairs) each.grad += o * pair;
+          tile_of<Tile, Tile::most_offsets, Tile::most_vectors>(n, m)({pairs.data(), (int64_t)pairs.size(), (here + pair - 1) / pair, padded * pair, row_step,
                             offsets + q, to + q * padded + o, padded});
-          for (auto& one : pairs) one.grad -= o * pair;
+          for (auto& each : pairs) each.grad -= o * pair;
         }
         pairs.clear();
       };
       const int64_t none = 0;
       Acc* const to = sums.data() + task * size;
-      if (c.bias) for (int64_t d = 0; d < c.dst_rows; ++d) {
-        pairs.push_back({grad(d), ones});
-        if ((int64_t)pairs.size() == together || d == c.dst_rows - 1) multiply(Split(1, 1), &none, 0, to + c.taps * tap_size);
-      }
-      for (int64_t round = 0; round < rounds; ++round) for (int64_t j = 0; j < c.taps; ++j) {
+      const auto bias_round = [&](int64_t round) {
+        for (int64_t d = round * c.dst_rows / rounds; d < (round + 1) * c.dst_rows / rounds; ++d)
+          pairs.push_back({grad(d), ones});
+        multiply(Split(1, 1), &none, 0, to + c.taps * tap_size);
+      };
+      // All taps and the bias take a round in turn: they read the same rows while these are in the cache.
+      const auto tap_round = [&](int64_t round, int64_t j) {
         // Blend-first taps pair each bin's gradient with its blended row; the others pair each row with the
         // blend of the gradients of the bins that read it. Both are the same sum.
         const bool first = c.blend_first[j];
@@ -165,6 +157,10 @@ template <class S> void grad_weight(const Call& c) {
           pairs.push_back(first ? typename Tile::Pair{grad(d), mixed} : typename Tile::Pair{mixed, row(d)});
         }
         if (!pairs.empty()) multiply(columns, offsets.data(), c.stride * width * pair, to + j * tap_size);
+      };
+      for (int64_t round = 0; round < rounds; ++round) {
+        if (c.bias) bias_round(round);
+        for (int64_t j = 0; j < c.taps; ++j) tap_round(round, j);
       }
     }
   });

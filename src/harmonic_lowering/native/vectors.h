@@ -77,6 +77,19 @@ template <class T> inline void write_past_cache(typename T::Store* to, typename 
 #endif
 }
 
+// The member run<first, second> of a tile, 1 <= first <= most_first and 1 <= second <= most_second.
+template <class Tile> using RunTile = void (*)(const Tile&);
+template <class Tile, int second, int... first>
+RunTile<Tile> tile_in_table(int64_t m, std::integer_sequence<int, first...>) {
+  static constexpr RunTile<Tile> table[] = {&Tile::template run<first + 1, second>...};
+  return table[m - 1];
+}
+template <class Tile, int most_first, int most_second> RunTile<Tile> tile_of(int64_t first, int64_t second) {
+  if constexpr (most_second > 1)
+    if (second < most_second) return tile_of<Tile, most_first, most_second - 1>(first, second);
+  return tile_in_table<Tile, most_second>(first, std::make_integer_sequence<int, most_first>());
+}
+
 // Fresh memory is handed out page by page on first touch, which costs more than writing it. Ask for large pages.
 inline void expect_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__)
