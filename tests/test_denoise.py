@@ -15,6 +15,7 @@ from harmonic_lowering.denoise.objective import (
     estimate_noise,
     log_likelihood,
     posterior_gain,
+    shrinkage_risk,
 )
 from harmonic_lowering.metrics import si_sdr
 from harmonic_lowering.modules import HarmonicConv2d
@@ -295,6 +296,8 @@ def test_transform_window_is_the_shortest_recording():
         ({"atten_lim": -3.0}, "atten_lim is a positive number of dB, got -3.0"),
         ({"atten_lim": float("nan")}, "atten_lim is a positive number"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"window_s": 64.0}, "window_s is a number of seconds in 0.001 … 1, as 0.064, got 64.0"),
+        ({"window_s": float("nan")}, "window_s is a number of seconds"),
         ({"overlap_s": 6.0}, r"between 0 and half of segment_s \(5.0\), got 6.0"),
         ({"device": "abacus"}, "device 'abacus' cannot be used here"),
         ({"layer": "log"}, 'layer must be "harmonic" or "plain"'),
@@ -314,6 +317,35 @@ def test_refuses_wrong_sound():
         remove_noise(torch.full((5000,), float("nan")), RATE)
     with pytest.raises(ValueError, match="sample_rate must be a positive"):
         remove_noise(torch.zeros(5000), 0)
+
+
+# The window
+
+
+def test_the_risk_is_what_the_filter_leaves_wrong():
+    generator = torch.Generator().manual_seed(3)
+    shape, level = (64, 500), torch.linspace(0.5, 2, 64).double()
+    complex_noise = torch.randn(*shape, dtype=torch.complex128, generator=generator)
+    clean = 3 * torch.rand(*shape, generator=generator, dtype=torch.float64) ** 4 + 0j
+    noisy = clean + level.sqrt()[:, None] * complex_noise
+    power = noisy.abs().square()
+    filtered = noisy * (1 - 2 * level[:, None] / power).clamp_min(0)
+    wrong = (filtered - clean).abs().square().sum() / power.sum()
+    assert shrinkage_risk(power, level) == pytest.approx(float(wrong), rel=0.03)
+
+
+@pytest.mark.parametrize(("sound", "window_s"), [("clicks", 0.032), ("tones", 0.128)])
+def test_the_window_is_short_for_clicks_and_long_for_tones(sound, window_s):
+    time = torch.arange(2 * RATE).double() / RATE
+    clean = sum(torch.sin(2 * math.pi * k * 217 * time) for k in range(1, 12))
+    if sound == "clicks":
+        clean = torch.zeros_like(time)
+        clean[:: RATE // 9] = 50
+    noisy = clean + 0.3 * torch.randn(len(time), generator=torch.Generator().manual_seed(0))
+    chosen = Denoiser(**SMALL)(noisy, RATE).waveform
+    for fixed in (0.032, 0.064, 0.128):
+        same = torch.equal(chosen, Denoiser(**SMALL, window_s=fixed)(noisy, RATE).waveform)
+        assert same == (fixed == window_s)
 
 
 # Hum

@@ -22,14 +22,16 @@ from .objective import SNR_DB, log_likelihood
 
 __all__ = ["fit_weights"]
 
-_HIDDEN = 0.05  # of all bins are the centre of a hidden patch
-_PATCH = 3  # bins and frames of a patch: what the STFT's window smears one bin over
-_NOISE_CHANNELS = 4  # fixed, beside the spectrogram: places that the network can tell apart
+_PATCH = 3  # bins and frames of a hidden patch: what the STFT's window smears one bin over
+_HIDDEN = 0.1  # of all bins are the centre of a patch in a step
+_HIDDEN_LAST = 0.05  # and in the end, when more around each may be seen
+_TEMPER = 0.75  # of the weights: the network has seen the other bins of this very noise
 _WARM_UP = 8  # steps
 _WINDOW = 40  # steps; the loss is compared between this many and the as many before
 _PLATEAU = 0.004  # nats; improving by less in a window is none
 _HURRY = 4  # times as fast through the rest of the schedule after a plateau
-_SWEEP = 8  # steps take as long as asking for every bin in the end
+_FORWARD = 0.35  # of a step's time is spent before the gradients
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def fit_weights(
@@ -42,42 +44,51 @@ def fit_weights(
     layer: str,
     widths: tuple[int, ...],
     learning_rate: float,
+    crop: int,
     early_stop: bool,
     time_limit: float | None,
 ) -> Tensor:
     """Fit the network to |X|²/N (F, T), then ask it for the weights (F, T, K) of each hidden bin.
 
-    ``report(step, loss, ended)`` is called after each step, `ended` being why it is the last or
-    empty; the fit ends at once when it returns true. The other arguments are `Denoiser`'s.
+    Each step looks at `crop` frames: many short steps learn more in a given time than few long
+    ones, and a step costs the same however long the recording is. ``report(step, loss, ended)`` is
+    called after each step, `ended` being why it is the last or empty; the fit ends at once when it
+    returns true. The other arguments are `Denoiser`'s.
     """
     began = time.monotonic()
     random = torch.Generator().manual_seed(seed)  # on the CPU: every device draws the same numbers
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = SpectrogramUNet(2 + _NOISE_CHANNELS, len(SNR_DB), widths, layer).to(device)
-        places = torch.randn(1, _NOISE_CHANNELS, *ratio.shape).to(device)
-    target = ratio.flatten().to(device)
-    seen = (ratio[None, None].to(device) + 1e-3).log().clamp(-3, 10) / 3
-    hidden = max(1, round(_HIDDEN * len(target)))
+        network = SpectrogramUNet(2, len(SNR_DB), widths, layer).to(device)
+    ratio = ratio.to(device)
+    logarithm = (ratio + 1e-3).log().clamp(-3, 10) / 3
+    bins, frames = ratio.shape
+    crop = min(crop, frames)
 
-    def foretell(centres: Tensor) -> Tensor:
-        """Log of the weights (n, K) of n bins, hidden with what is around them."""
-        shown = torch.zeros_like(seen)
+    def foretell(first: int, last: int, centres: Tensor) -> Tensor:
+        """Log of the weights (n, K) of n bins of some frames, hidden with what is around them."""
+        seen = logarithm[None, None, :, first:last]
+        shown = seen.new_zeros(seen.shape)
         shown.view(-1)[centres] = 1
         shown = 1 - F.max_pool2d(shown, _PATCH, 1, _PATCH // 2)
-        features = network.features(torch.cat([seen * shown, shown, places], 1))
+        features = network.features(torch.cat([seen * shown, shown], 1))
         scores = network.head(features.flatten(2)[..., centres, None])  # of these bins only
         return F.log_softmax(scores[0, :, :, 0].T, 1)
 
     optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
     losses: list[float] = []
+    last_sweep = _FORWARD / _HIDDEN_LAST * frames / crop  # takes as long as so many steps
     step, position, ended = 0, 0.0, "steps"
     while position < 1:
         step += 1
         optimiser.param_groups[0]["lr"] = learning_rate * _rate_at(step, position)
-        centres = torch.randperm(len(target), generator=random)[:hidden].to(device)
+        # Multiples of the golden ratio visit all parts of the recording evenly.
+        first = round(step * _GOLDEN % 1 * (frames - crop))
+        target = ratio[:, first : first + crop].flatten()
+        order = torch.randperm(len(target), generator=random)
+        centres = order[: max(1, round(_HIDDEN * len(target)))].to(device)
         with torch.enable_grad():
-            likelihood = foretell(centres) + log_likelihood(target[centres])
+            likelihood = foretell(first, first + crop, centres) + log_likelihood(target[centres])
             loss = -likelihood.logsumexp(1).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -90,18 +101,19 @@ def fit_weights(
         stride = (_HURRY if ended == "level" else 1) / steps
         if time_limit is not None:
             spent = time.monotonic() - began
-            left = max(1.0, (time_limit - spent) * step / spent - _SWEEP)  # steps
+            left = max(1.0, (time_limit - spent) * step / spent - last_sweep)  # steps
             if (1 - position) / left > stride:
                 stride, ended = (1 - position) / left, "time"
         # Sums of 1/steps miss 1 by rounding errors.
         position = 1.0 if position + stride > 1 - 1e-9 else position + stride
         if report(step, losses[-1], ended if position == 1 else ""):
             break
-    weights = target.new_empty(len(target), len(SNR_DB))
+    scores = ratio.new_empty(ratio.numel(), len(SNR_DB))
     with torch.no_grad():
-        for centres in torch.split(torch.randperm(len(target), generator=random), hidden):
-            weights[centres] = foretell(centres.to(device)).exp()
-    return weights.view(*ratio.shape, -1).cpu()
+        order = torch.randperm(len(scores), generator=random).to(device)
+        for centres in torch.split(order, max(1, round(_HIDDEN_LAST * len(scores)))):
+            scores[centres] = foretell(0, frames, centres)
+    return (_TEMPER * scores).softmax(1).view(bins, frames, -1).cpu()
 
 
 def _levelled(losses: list[float]) -> bool:

@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["SNR_DB", "estimate_noise", "log_likelihood", "posterior_gain"]
+__all__ = ["SNR_DB", "estimate_noise", "log_likelihood", "posterior_gain", "shrinkage_risk"]
 
 SNR_DB = tuple(range(-15, 50, 5))  # the grid of ξ
 _LEAST_WEIGHT = 1e-6  # whatever the network says, a bin may be anything
+
+_SUBTRACTED = 2.0  # times the noise power, in the shrinkage whose risk is estimated
 
 _SHAPE_QUANTILE = 0.2
 _REACH = 12  # bins
@@ -68,6 +70,34 @@ def posterior_gain(weights: Tensor, power_ratio: Tensor) -> Tensor:
     snr = _snr(power_ratio)
     posterior = (weights.clamp_min(_LEAST_WEIGHT).log() + log_likelihood(power_ratio)).softmax(-1)
     return posterior @ (snr / (1 + snr))
+
+
+def shrinkage_risk(power: Tensor, noise: Tensor) -> float:
+    r"""Estimate what a simple filter would leave wrong, as a share of all power.
+
+    .. math:: \hat S = \max(1 − a N/|X|², 0)\,X, \qquad
+        E|\hat S − S|² = E \begin{cases} N + a² N²/|X|² & |X|² > a N \\
+        |X|² − N & \text{else} \end{cases}
+
+    with a = 2: Stein's unbiased estimate for complex Gaussian noise, which needs no clean signal.
+    The sparser a transform makes a sound, the lower it is; it serves to choose the STFT's window.
+
+    Parameters
+    ----------
+    power : Tensor [shape=(F, T)]
+        |X|².
+    noise : Tensor [shape=(F,)]
+        N.
+
+    References
+    ----------
+    Stein, "Estimation of the mean of a multivariate normal distribution", Annals of Statistics
+    1981; Donoho and Johnstone, "Adapting to unknown smoothness via wavelet shrinkage", JASA 1995.
+    """
+    level = noise[:, None]
+    shrunk = level + _SUBTRACTED**2 * level.square() / power.clamp_min(level)
+    risk = torch.where(power > _SUBTRACTED * level, shrunk, power - level)
+    return float(risk.sum() / power.sum())
 
 
 def _snr(like: Tensor) -> Tensor:
