@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
     add("--json", action="store_true", help="report each recording as a line of JSON")
     add(
         "--quality", choices=("fast", "default", "best"), default=default.quality,
-        help="how long to work: about 0.5, 2 or 8 seconds for each of sound on two cores, at 16 kHz; "
+        help="how long to work: about 0.5, 2 or 8 s for each of sound on two cores, at 16 kHz; "
         "short recordings take more for each second (default: %(default)s)",
     )  # fmt: skip
     add(
