@@ -33,7 +33,7 @@ _STEPS = {
 _STARTS = {"fast": 1, "default": 1, "best": 3}
 _WIDTHS = {"prior": (8, 16, 24, 32), "dap": (35, 70, 70)}
 _LEARNING_RATE = {"prior": 5e-2, "dap": 1e-3}
-_WINDOWS_S = {"prior": (0.064, 0.032, 0.128), "dap": (0.064,)}  # the first where it matters not
+_WINDOWS_S = {"prior": (0.064, 0.032, 0.128), "dap": (0.064,)}  # a tie goes to the first
 _OVERLAP = {"prior": 4, "dap": 16}  # windows over each sample
 _CROP_S = 1.33  # of the recording, that a step looks at
 
@@ -212,7 +212,7 @@ class Denoiser:
         Parameters
         ----------
         waveform : Tensor [shape=(L,) or (C, L)], float32 or float64
-            At least one window (64 ms) long.
+            At least one window long, `window_s` or 64 ms.
         sample_rate : int >= 1, Hz
         progress : callable, optional
             Called after each step. When it returns true, the segment is filtered with what was
@@ -308,9 +308,8 @@ class Denoiser:
         scale = 2.0 ** math.frexp(loudest)[1]
         scaled = noisy / scale
         heard = subtract_hum(scaled, sample_rate) if self.hum else scaled
-        fitting = [w for w in self._windows(sample_rate) if w.n_fft <= noisy.shape[1]]
-        transform = fitting[0] if len(fitting) == 1 else min(fitting, key=lambda w: _risk(w(heard)))
-        spectrum = transform(heard)
+        transform, spectrum = self._sparsest(heard, sample_rate)
+        crop = round(_CROP_S * sample_rate / transform.hop_length)
         asked = False
         steps = self.steps or _STEPS[self.method, self.quality]
         starts = _STARTS[self.quality] if self.method == "prior" else 1
@@ -330,7 +329,6 @@ class Denoiser:
             "widths": self.widths or _WIDTHS[self.method],
             "learning_rate": self.learning_rate or _LEARNING_RATE[self.method],
         }
-        crop = round(_CROP_S * sample_rate / transform.hop_length)
         results = []
         for start in range(starts):
             begun = time.monotonic()
@@ -342,7 +340,7 @@ class Denoiser:
             results.append(
                 fit_spectrum(spectrum, report, **settings)
                 if self.method == "dap"
-                else spectrum * self._gain(spectrum, report, {**settings, "crop": crop})
+                else spectrum * self._gain(spectrum, crop, report, settings)
             )
             if asked:
                 break
@@ -356,7 +354,11 @@ class Denoiser:
         return torch.lerp(clean, scaled, kept) * scale, asked
 
     def _gain(
-        self, spectrum: Tensor, report: Callable[[int, float, str], bool], settings: dict[str, Any]
+        self,
+        spectrum: Tensor,
+        crop: int,
+        report: Callable[[int, float, str], bool],
+        settings: dict[str, Any],
     ) -> Tensor:
         """One gain for all channels, from the mean of their signal-to-noise ratios."""
         alive = _powers(spectrum)
@@ -364,13 +366,20 @@ class Denoiser:
             return torch.ones_like(spectrum[0].real)
         ratio = torch.stack([power / estimate_noise(power)[:, None] for power in alive])
         observed = ratio.mean(0).clamp_max(_LARGEST_RATIO)
-        weights = fit_weights(observed.float(), report, early_stop=self.early_stop, **settings)
+        weights = fit_weights(
+            observed.float(), report, crop=crop, early_stop=self.early_stop, **settings
+        )
         return posterior_gain(weights.to(observed), observed)
 
     def _windows(self, sample_rate: int) -> list[Stft]:
-        """Transforms to choose from; the first is always possible."""
+        """Transforms to choose from; the recording and each segment hold at least the first."""
         lengths = _WINDOWS_S[self.method] if self.window_s is None else (self.window_s,)
         return [Stft.for_rate(sample_rate, length, _OVERLAP[self.method]) for length in lengths]
+
+    def _sparsest(self, heard: Tensor, sample_rate: int) -> tuple[Stft, Tensor]:
+        """Choose the transform that suits the segment, and give its spectrum, too."""
+        windows = [w for w in self._windows(sample_rate) if w.n_fft <= heard.shape[1]]
+        return min(((w, w(heard)) for w in windows), key=lambda pair: _risk(pair[1]))
 
 
 def _powers(spectrum: Tensor) -> list[Tensor]:

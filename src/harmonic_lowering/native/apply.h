@@ -165,8 +165,9 @@ template <class T, class S> struct Series {
         for (size_t i = 0; i < live.size(); ++i)
           taps[i] = {live[i].row + t * pair, weight + live[i].tap * tap_size + o * n_offsets * pair};
         for (size_t i = 0; i < mixes.size(); ++i) mixed[i] = {mixes[i].row + o * block + t, mixes[i].value};
-        tile_of<Tile, Tile::most_channels, Tile::most_vectors>(m, n)({taps.data(), (int64_t)taps.size(), offsets.data(), n_offsets, mixed.data(),
-                          (int64_t)mixed.size(), bias ? bias + o : nullptr, to + o * block + t, block});
+        tile_of<Tile, Tile::most_channels, Tile::most_vectors>(m, n)(
+            {taps.data(), (int64_t)taps.size(), offsets.data(), n_offsets, mixed.data(), (int64_t)mixed.size(),
+             bias ? bias + o : nullptr, to + o * block + t, block});
       }
     }
   }

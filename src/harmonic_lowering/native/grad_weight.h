@@ -120,8 +120,9 @@ template <class S> void grad_weight(const Call& c) {
           const int64_t q = columns.begin(qb), n = columns.begin(qb + 1) - q;
           const int64_t v = vectors.begin(ob), m = vectors.begin(ob + 1) - v, o = v * lanes;
           for (auto& each : pairs) each.grad += o * pair;
-          tile_of<Tile, Tile::most_offsets, Tile::most_vectors>(n, m)({pairs.data(), (int64_t)pairs.size(), (here + pair - 1) / pair, padded * pair, row_step,
-                            offsets + q, to + q * padded + o, padded});
+          tile_of<Tile, Tile::most_offsets, Tile::most_vectors>(n, m)(
+              {pairs.data(), (int64_t)pairs.size(), (here + pair - 1) / pair, padded * pair, row_step, offsets + q,
+               to + q * padded + o, padded});
           for (auto& each : pairs) each.grad -= o * pair;
         }
         pairs.clear();
