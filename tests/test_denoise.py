@@ -406,6 +406,21 @@ def test_it_ends_sooner_when_nothing_more_is_learnt(monkeypatch, early_stop, cou
     assert abs(len(seen) - count) <= 1
 
 
+def test_a_step_sees_no_more_of_a_long_recording(monkeypatch):
+    seen: list[tuple[bool, int]] = []
+
+    class Watched(SpectrogramUNet):
+        def features(self, input):
+            seen.append((torch.is_grad_enabled(), input.shape[-1]))
+            return super().features(input)
+
+    monkeypatch.setattr(fit, "SpectrogramUNet", Watched)
+    noisy = torch.randn(4 * RATE, generator=torch.Generator().manual_seed(0))
+    Denoiser(steps=3, widths=(4,), window_s=0.064)(noisy, RATE)
+    assert [frames for fitting, frames in seen if fitting] == [83] * 3  # 1.33 s in hops of 16 ms
+    assert {frames for fitting, frames in seen if not fitting} == {251}  # in the end, all
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("snr_db", [0, 10])
 def test_the_rule_ends_near_the_best_step(snr_db):

@@ -46,7 +46,7 @@ class Row(Job):
     si_sdr: float
     pesq: float = math.nan
     stoi: float = math.nan
-    seconds: float = math.nan  # of work, on one thread
+    seconds: float = math.nan  # of the processor, on one thread: what else runs does not count
     peak_mib: float = math.nan  # above what the process held before; Linux only
     error: str = ""
 
@@ -122,13 +122,13 @@ def measure(job: Job, sound: Path | None, cache: Path) -> Row:
     noisy = clean + noise
     length = len(clean) / SAMPLE_RATE
     before = _reset_peak()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         estimate = METHODS[job.method].run(noisy, noise)
     except Exception as error:  # a peer that fails is a row, not the end of the run
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return Row(**dataclasses.asdict(job), sound_s=length, si_sdr=math.nan, error=text)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     peak = _status("VmHWM") - before
     pair = [torch.from_numpy(np.ascontiguousarray(x)) for x in (clean, estimate)]
     speech = job.kind == "speech"
