@@ -387,6 +387,18 @@ def test_hum_can_be_kept(tmp_path):
     assert loudness[0] > 30 * loudness[1]
 
 
+def test_rumble_can_be_kept(tmp_path):
+    time = np.arange(32000) / 16000
+    sound = np.sin(2 * np.pi * 220 * time) + np.sin(2 * np.pi * 23 * time)
+    noise = np.random.default_rng(0).normal(0, 0.01, 32000)
+    write(tmp_path / "in.wav", 0.1 * (sound + noise))
+    low = []
+    for name, option in (("kept.wav", ["--keep-rumble"]), ("gone.wav", [])):
+        assert denoise(tmp_path / "in.wav", "-o", tmp_path / name, *option) == 0
+        low.append(np.abs(np.fft.rfft(soundfile.read(tmp_path / name)[0])[46]))
+    assert low[1] < 0.1 * low[0]
+
+
 # Files of other kinds
 
 

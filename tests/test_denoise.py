@@ -17,6 +17,7 @@ from harmonic_lowering.denoise.objective import (
     posterior_gain,
     shrinkage_risk,
 )
+from harmonic_lowering.denoise.rumble import cut_rumble
 from harmonic_lowering.metrics import si_sdr
 from harmonic_lowering.modules import HarmonicConv2d
 from harmonic_lowering.spectral import Stft
@@ -380,6 +381,70 @@ def test_hum_is_looked_for_in_each_channel():
     assert torch.equal(result[0], subtract_hum(noisy[None], RATE)[0])
     kept = Denoiser(**SMALL, hum=False)(noisy, RATE).waveform
     assert not torch.equal(kept, Denoiser(**SMALL)(noisy, RATE).waveform)
+
+
+# Rumble
+
+
+def tones(hertz, seconds=4):
+    time = torch.arange(seconds * RATE).double() / RATE
+    return sum(torch.sin(2 * math.pi * hertz * k * time + k * k) / k for k in range(1, 9))
+
+
+def rumble(seconds=4, highest=50, seed=0):
+    """Bursts of noise below `highest` Hz, as strong as `tones`."""
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.randn(seconds * RATE, generator=random, dtype=torch.float64)
+    spectrum = torch.fft.rfft(noise)
+    spectrum[highest * seconds :] = 0
+    bursts = torch.fft.irfft(spectrum) * torch.hann_window(RATE // 2).double().repeat(2 * seconds)
+    return bursts / bursts.norm() * tones(110, seconds).norm()
+
+
+@pytest.mark.parametrize("hertz", [82.4, 110, 440])
+def test_rumble_below_the_lowest_pitch_goes(hertz):
+    noisy = (tones(hertz) + rumble())[None]
+    assert si_sdr(tones(hertz), cut_rumble(noisy, noisy, RATE)[0]) > 20
+
+
+@pytest.mark.parametrize("hertz", [27.5, 41.2, 61.7])
+def test_a_bass_stays(hertz):
+    noisy = (tones(hertz) + rumble(highest=20))[None]
+    assert si_sdr(tones(hertz), cut_rumble(tones(hertz)[None], noisy, RATE)[0]) > 20
+
+
+def test_a_little_rumble_is_left_alone():
+    noisy = (tones(110) + 0.1 * rumble())[None]
+    assert cut_rumble(noisy, noisy, RATE) is noisy
+
+
+def test_cutting_rumble_keeps_the_mean_and_silence():
+    noisy = torch.stack([tones(110) + rumble() + 0.5, torch.zeros(4 * RATE).double()])
+    cut = cut_rumble(noisy, noisy, RATE)
+    assert float(cut[0].mean()) == pytest.approx(0.5, abs=0.01)
+    assert torch.equal(cut[1], noisy[1])
+
+
+def test_all_channels_lose_the_same_rumble():
+    noisy = torch.stack([tones(110) + rumble(), 0.3 * tones(110) - rumble()])
+    cut = cut_rumble(noisy, noisy, RATE)
+    sum_of_both = cut_rumble(noisy.sum(0, keepdim=True), noisy, RATE)
+    torch.testing.assert_close(cut.sum(0, keepdim=True), sum_of_both)
+
+
+@pytest.mark.parametrize(("seconds", "rate"), [(0.4, 16000), (4, 500)])
+def test_what_is_too_short_or_too_slow_for_rumble_is_left_alone(seconds, rate):
+    noisy = rumble()[None, : round(seconds * rate)]
+    assert cut_rumble(noisy, noisy, rate) is noisy
+
+
+def test_rumble_is_cut_from_the_result():
+    noisy = with_noise((tones(110) + rumble()).float(), 20)
+    low = [
+        torch.fft.rfft(Denoiser(**SMALL, rumble=cut)(noisy, RATE).waveform)[: 40 * 4].norm()
+        for cut in (False, True)
+    ]
+    assert low[1] < 0.1 * low[0]
 
 
 # When it ends, and how much it does

@@ -14,6 +14,7 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -228,11 +229,13 @@ METHODS = {
 }
 
 
+@cache
 def _digest(method: Method) -> str:
     """Tell code apart by what it does: comments and docstrings do not count."""
     if method.run.__name__ == "run":  # a Denoiser's
         folder = Path(harmonic_lowering.__file__).parent
-        spared = ("fit.py", "objective.py") if method.name == "dap" else ("dap.py",)
+        of_prior = ("fit.py", "hum.py", "objective.py", "rumble.py")
+        spared = of_prior if method.name == "dap" else ("dap.py",)
         files = [*sorted((folder / "denoise").glob("*.py")), folder / "spectral.py"]
         sources = [file.read_text() for file in files if file.name not in spared]
     else:

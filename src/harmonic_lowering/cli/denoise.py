@@ -69,6 +69,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     add("--atten-lim", type=float, metavar="DB", help="attenuate by at most DB (default: no limit)")
     add("--keep-hum", action="store_true", help="leave steady tones at multiples of 50 or 60 Hz")
+    add("--keep-rumble", action="store_true", help="leave what lies below the lowest pitch")
     add("--seed", type=int, default=default.seed, help="default: %(default)s")
     add("--device", default=default.device, help="default: %(default)s")
     add(
@@ -92,6 +93,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             strength=arguments.strength,
             atten_lim=arguments.atten_lim,
             hum=not arguments.keep_hum,
+            rumble=not arguments.keep_rumble,
         )
         jobs = plan(arguments.inputs, arguments.output, arguments.noise_out, plot=arguments.plot)
         if arguments.json and any(job.target == PIPE for job in jobs):

@@ -17,6 +17,7 @@ from .dap import fit_spectrum
 from .fit import fit_weights
 from .hum import subtract_hum
 from .objective import estimate_noise, posterior_gain, shrinkage_risk
+from .rumble import cut_rumble
 
 __all__ = ["Denoised", "Denoiser", "Progress", "segment_bounds"]
 
@@ -70,8 +71,8 @@ class Denoiser:
 
     Mains hum is subtracted first. Then a network of harmonic convolutions is fitted to the
     recording's power spectrum by maximum likelihood, each bin foretold from its surroundings and
-    harmonics while the bin itself is hidden. Pitched sound can be foretold so, noise cannot. No
-    training data, no download, no sample of the noise.
+    harmonics while the bin itself is hidden. Pitched sound can be foretold so, noise cannot. At
+    last rumble is cut. No training data, no download, no sample of the noise.
 
     .. math:: \max_θ \sum_{f,t} \log \sum_k w_k(θ) \, p(X \mid ξ_k),
         \qquad p(X \mid ξ) = \frac{1}{1+ξ} \exp\frac{−|X|²/N}{1+ξ},
@@ -103,7 +104,9 @@ class Denoiser:
     atten_lim : float > 0 or None
         Attenuate by this many dB at most; a little noise left over hides artefacts.
     hum : bool
-        Whether to subtract steady tones at the multiples of 50 or 60 Hz.
+        Whether to subtract steady tones at the multiples of 50 or 60 Hz (``"prior"``).
+    rumble : bool
+        Whether to cut what lies below the lowest pitch, 80 Hz at the most (``"prior"``).
     layer : "harmonic" or "plain"
         Layers of the network: `HarmonicConv2d`, or `Conv2d` to compare with.
     widths : tuple of int >= 1, optional
@@ -155,6 +158,7 @@ class Denoiser:
     strength: float = 1.0
     atten_lim: float | None = None
     hum: bool = True
+    rumble: bool = True
     layer: str = "harmonic"
     widths: tuple[int, ...] | None = None
     learning_rate: float | None = None
@@ -307,7 +311,8 @@ class Denoiser:
         # two changes no digit.
         scale = 2.0 ** math.frexp(loudest)[1]
         scaled = noisy / scale
-        heard = subtract_hum(scaled, sample_rate) if self.hum else scaled
+        prior = self.method == "prior"
+        heard = subtract_hum(scaled, sample_rate) if prior and self.hum else scaled
         transform, spectrum = self._sparsest(heard, sample_rate)
         crop = round(_CROP_S * sample_rate / transform.hop_length)
         asked = False
@@ -347,6 +352,8 @@ class Denoiser:
             if time_limit is not None:
                 time_limit = max(0.0, time_limit - (time.monotonic() - begun))
         clean = transform.inverse(torch.stack(results).mean(0), noisy.shape[1])
+        if prior and self.rumble:
+            clean = cut_rumble(clean, heard, sample_rate)
         kept = 1 - self.strength
         if self.atten_lim is not None:
             kept = max(kept, 10 ** (-self.atten_lim / 20))
