@@ -221,7 +221,7 @@ METHODS = {
         ),
         Method(
             "dap",
-            "complex-STFT fit as published, 1000 steps",
+            "complex-STFT fit as published, 1000 of its 10,000 steps",
             slow=True,
             **_denoiser(method="dap", quality="fast"),
         ),
