@@ -19,9 +19,11 @@ help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 	@echo "ARGS=... is handed on: make test ARGS='-k taps', make bench ARGS=--help"
 
+# Passive: where other programs use the cores, too, threads that wait for each other by spinning
+# take ten times as long.
 demo: $(READY) native ## denoise the recording that ships with the package, and time the layer
 	@echo "== demo: add noise to a recording, denoise it, time the layer beside Conv2d"
-	@$(PY) examples/demo.py $(ARGS)
+	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(PY) examples/demo.py $(ARGS)
 
 # One thread a worker: two workers on two cores are faster than one worker on both.
 test: $(READY) native ## run every test
