@@ -20,7 +20,7 @@ help: ## list these commands
 	@echo "ARGS=... is handed on: make test ARGS='-k taps', make bench ARGS=--help"
 
 # Passive: where other programs use the cores, too, threads that wait for each other by spinning
-# take ten times as long.
+# take several times as long.
 demo: $(READY) native ## denoise the recording that ships with the package, and time the layer
 	@echo "== demo: add noise to a recording, denoise it, time the layer beside Conv2d"
 	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(PY) examples/demo.py $(ARGS)
