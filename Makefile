@@ -8,7 +8,7 @@ ARGS ?=
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 CORE := $(VENV)/.native-core
-CORE_SOURCES := $(wildcard src/harmonic_lowering/native/*.cpp src/harmonic_lowering/native/*.h)
+CORE_SOURCES := $(wildcard src/harmonic_lowering/engines/native/csrc/*.cpp src/harmonic_lowering/engines/native/csrc/*.h)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

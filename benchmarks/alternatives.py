@@ -19,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor import config as inductor
 
-from harmonic_lowering import harmonic_conv2d, native
+from harmonic_lowering import harmonic_conv2d
 from harmonic_lowering.benchmark.measure import Case, interleaved, quartiles, step
 from harmonic_lowering.benchmark.records import machine
 from harmonic_lowering.benchmark.settings import SETTINGS, Setting
 from harmonic_lowering.engines import blocked
+from harmonic_lowering.engines.native import library
 
 # rows (B, F + 1, T, C), lower (K', N), upper (K', N), blend (K', N) → slab (B, N, T, K'·C)
 Pack = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -141,7 +142,7 @@ def ways(setting: Setting, like: torch.nn.Conv2d) -> dict[str, Callable[[], Call
     pad = setting.kernel // 2
 
     def engine(name: str) -> Callable[[Tensor], Tensor]:
-        if name == "native" and (why := native.why_not_loaded()):
+        if name == "native" and (why := library.unsupported_reason()):
             raise RuntimeError(why)
         return lambda x: harmonic_conv2d(
             x, like.weight, like.bias, padding=pad, anchor=setting.anchor, engine=name

@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import torch
 
-from harmonic_lowering import native
+from harmonic_lowering.engines.native import library
 
 # A deadline would be an assertion about time. CI tries the same examples every time.
 hypothesis.settings.register_profile(
@@ -53,7 +53,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if item.get_closest_marker(marker) and (why := reason()):
             pytest.skip(why)
     parameters = getattr(getattr(item, "callspec", None), "params", {})
-    if "native" in parameters.values() and (why := native.why_not_loaded()):
+    if "native" in parameters.values() and (why := library.unsupported_reason()):
         pytest.skip(why)
 
 

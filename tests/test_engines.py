@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from oracle import fixed_case
 
 from harmonic_lowering import HarmonicConv2d, arguments, engines, harmonic_conv2d
-from harmonic_lowering.engines import blocked, native, plans
+from harmonic_lowering.engines import blocked, plans
+from harmonic_lowering.engines.native import engine as native
 from harmonic_lowering.taps import FrequencyTaps
 
 FAST = ["blocked", "native"]
@@ -269,7 +270,7 @@ def test_why_not_names_the_argument():
 
 def test_an_engine_that_is_not_built_says_how_to_build_it(monkeypatch):
     x, w, b = tensors(torch.float32)
-    monkeypatch.setattr(native.native, "load", lambda: None)
+    monkeypatch.setattr(native.library, "load", lambda: None)
     with pytest.raises(RuntimeError, match="harmonic-lowering build-native"):
         harmonic_conv2d(x, w, b, engine="native")
     torch.testing.assert_close(

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from harmonic_lowering import native
 from harmonic_lowering.cli.main import main
+from harmonic_lowering.engines.native import build, library
 
 pytestmark = pytest.mark.usefixtures("cache")
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler here")
@@ -14,10 +14,10 @@ needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ comp
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "_cache_folder", lambda: tmp_path / "cache")
-    native.load.cache_clear()
+    monkeypatch.setattr(library, "_cache_folder", lambda: tmp_path / "cache")
+    library.load.cache_clear()
     yield
-    native.load.cache_clear()
+    library.load.cache_clear()
 
 
 def script(path, text):
@@ -28,14 +28,16 @@ def script(path, text):
 
 @needs_compiler
 def test_one_command_builds_it(capsys):
-    assert native.load() is None
+    assert library.load() is None
     assert main(["build-native", "--status"]) == 1
     assert "harmonic-lowering build-native" in capsys.readouterr().out
     assert main(["build-native"]) == 0
-    assert str(native.library_path()) in capsys.readouterr().out
-    assert native.why_not_loaded() is None
+    assert str(library.library_path()) in capsys.readouterr().out
+    assert library.unsupported_reason() is None
     assert main(["build-native", "--status"]) == 0
-    assert [p.name for p in native.library_path().parent.iterdir()] == [native.library_path().name]
+    assert [p.name for p in library.library_path().parent.iterdir()] == [
+        library.library_path().name
+    ]
 
 
 def test_a_failing_compiler_is_quoted_and_nothing_is_lost(tmp_path, monkeypatch, capsys):
@@ -45,38 +47,38 @@ def test_a_failing_compiler_is_quoted_and_nothing_is_lost(tmp_path, monkeypatch,
     said = capsys.readouterr().err
     assert "error: no such thing" in said
     assert "Everything works without it" in said
-    assert native.load() is None
+    assert library.load() is None
 
 
 def test_no_compiler(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(native.BuildError, match="no C\\+\\+ compiler"):
-        native.build()
+    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler"):
+        build.build()
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    with pytest.raises(native.BuildError, match="nowhere"):
-        native.build()
+    with pytest.raises(build.BuildError, match="nowhere"):
+        build.build()
 
 
 def test_what_does_not_load_is_not_kept(tmp_path, monkeypatch):
     silent = script(tmp_path / "cxx", 'while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"')
     monkeypatch.setenv("CXX", silent)
-    with pytest.raises(native.BuildError, match="Everything works without it"):
-        native.build()
-    assert not native.library_path().exists()
+    with pytest.raises(build.BuildError, match="Everything works without it"):
+        build.build()
+    assert not library.library_path().exists()
 
 
 def test_a_broken_library_is_no_error(capsys):
-    native.library_path().parent.mkdir(parents=True)
-    native.library_path().write_text("nonsense")
-    assert native.load() is None
-    assert "does not load" in native.why_not_loaded()
+    library.library_path().parent.mkdir(parents=True)
+    library.library_path().write_text("nonsense")
+    assert library.load() is None
+    assert "does not load" in library.unsupported_reason()
 
 
 def test_another_torch_or_processor_is_another_library(monkeypatch):
-    here = native.library_path()
-    monkeypatch.setattr(native.torch, "__version__", "0.0")
-    there = native.library_path()
+    here = library.library_path()
+    monkeypatch.setattr(library.torch, "__version__", "0.0")
+    there = library.library_path()
     assert here != there
-    monkeypatch.setattr(native, "_processor", lambda: "abacus")
-    assert there != native.library_path()
+    monkeypatch.setattr(library, "_processor", lambda: "abacus")
+    assert there != library.library_path()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .. import native
+from ..engines.native import build as native
+from ..engines.native import library
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,8 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(arguments: argparse.Namespace) -> int:
     """Build, or say what is there."""
     if arguments.status:
-        reason = native.why_not_loaded()
-        print(reason or f"the native core is built: {native.library_path()}")
+        reason = library.unsupported_reason()
+        print(reason or f"the native core is built: {library.library_path()}")
         return 0 if reason is None else 1
     try:
         path = native.build()

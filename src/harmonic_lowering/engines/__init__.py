@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..taps import FrequencyTaps
-from . import blocked, lowering, native, reference
+from . import blocked, lowering, reference
+from .native import engine as native
 
 __all__ = ["ENGINES", "Choice", "choose", "engine_of_a_call"]
 

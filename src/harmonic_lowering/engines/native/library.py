@@ -1,9 +1,4 @@
-"""The native core: a little C++, compiled on the user's machine when asked to, and never needed.
-
-`build` compiles ``tap_conv.cpp`` and its headers for this machine's processor and this torch, into
-a folder of the user's cache; `load` returns the library if a fitting one is there. Nothing is ever
-built unasked, and importing this module does neither.
-"""
+"""Finding and loading the native core, and the structures that it is called with."""
 
 from __future__ import annotations
 
@@ -11,28 +6,21 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
-import subprocess
 import sys
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-__all__ = ["BuildError", "build", "library_path", "load", "why_not_loaded"]
+__all__ = ["Call", "Rows", "library_path", "load", "open_library", "unsupported_reason"]
 
-SOURCE = Path(__file__).with_name("tap_conv.cpp")
+SOURCE = Path(__file__).parent / "csrc" / "tap_conv.cpp"
 # Contraction of a·b + c to one instruction is the compilers' default and stays; nothing here
 # changes the order of a sum, so that results are the same from run to run.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fno-math-errno", "-fno-trapping-math")
 COMMAND = "harmonic-lowering build-native"
 
 int64, pointer = ctypes.c_int64, ctypes.c_void_p
-
-
-class BuildError(RuntimeError):
-    """The native core could not be compiled; everything works without it, slower."""
 
 
 class Rows(ctypes.Structure):
@@ -89,49 +77,16 @@ def library_path() -> Path:
     return _cache_folder() / name
 
 
-def build() -> Path:
-    """Compile the native core for this machine and return the path of the library.
-
-    Takes some ten seconds, and one file of the user's cache folder; a later version of torch or
-    of this package needs it again. The compiler is ``$CXX``, or else ``c++``.
-
-    Raises
-    ------
-    BuildError
-        If there is no compiler or it fails; the message has its last lines.
-    """
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise BuildError(_failed("there is no C++ compiler: set CXX, or install g++ or clang"))
-    target = library_path()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / target.name
-            command = [*compiler.split(), *FLAGS, *_torch_flags(), str(SOURCE), "-o", str(made)]
-            command += _link_flags()
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-12:])
-                raise BuildError(_failed(f"{' '.join(command)}\n{last}"))
-            _open(made)  # a library that does not load must not take the place of one that does
-            os.replace(made, target)
-    except OSError as error:
-        raise BuildError(_failed(str(error))) from error
-    load.cache_clear()
-    return target
-
-
 @lru_cache(maxsize=1)
 def load() -> ctypes.CDLL | None:
     """Return the library, or None if it has not been built for this torch and processor."""
     try:
-        return _open(library_path())
+        return open_library(library_path())
     except OSError:
         return None
 
 
-def why_not_loaded() -> str | None:
+def unsupported_reason() -> str | None:
     """Return why the native core cannot be used, or None if it can."""
     if load() is not None:
         return None
@@ -146,27 +101,13 @@ def why_not_loaded() -> str | None:
     )
 
 
-def _open(path: Path) -> ctypes.CDLL:
+def open_library(path: Path) -> ctypes.CDLL:
+    """Open a library; OSError or AttributeError if it is not one of ours."""
     library = ctypes.CDLL(str(path))
     for name in ("tap_conv_apply", "tap_conv_grad_weight"):
         function = getattr(library, name)
         function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int
     return library
-
-
-def _torch_flags() -> list[str]:
-    include = Path(torch.__file__).parent / "include"
-    abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
-    return ["-fPIC", "-shared", "-isystem", str(include), f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
-
-
-def _link_flags() -> list[str]:
-    # OpenMP's library is the one torch has loaded already, found by its name.
-    library = Path(torch.__file__).parent / "lib"
-    flags = [f"-L{library}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{library}"]
-    if sys.platform == "darwin":
-        return [*flags, "-undefined", "dynamic_lookup"]
-    return [*flags, "-fopenmp"]
 
 
 def _processor() -> str:
@@ -182,10 +123,3 @@ def _cache_folder() -> Path:
         return Path.home() / "Library" / "Caches" / "harmonic-lowering"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "harmonic-lowering"
-
-
-def _failed(reason: str) -> str:
-    return (
-        f"the native core was not built: {reason}\n"
-        "Everything works without it: engine='auto' uses stock torch calls, which are slower."
-    )

@@ -1,6 +1,6 @@
 """The native core as an engine: no lowered tensor, only live rows, and a backward that recomputes.
 
-``native/tap_conv.cpp`` says how it computes. Here is what it is given: each tap as a sparse matrix
+``csrc/tap_conv.cpp`` says how it computes. Here is what it is given: each tap as a sparse matrix
 from source rows to output rows, and for each tap whether its rows are blended before they are
 convolved or after, whichever convolves fewer. The input gradient is the same computation with the
 transposed matrices and the kernel turned round.
@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import native
-from ..taps import FrequencyTaps
-from .handover import (
+from ...taps import FrequencyTaps
+from ..handover import (
     Geometry,
     autocast,
     compute_dtypes,
@@ -25,7 +24,8 @@ from .handover import (
     hands_over,
     memory_format,
 )
-from .plans import remembered
+from ..plans import remembered
+from . import library
 
 __all__ = ["cannot", "convolve", "convolve_unchecked"]
 
@@ -40,7 +40,7 @@ def cannot(*tensors: Tensor) -> str | None:
     dtypes = compute_dtypes(*tensors)
     if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
         return f"the native core takes one of {[str(d) for d in DTYPES]}, the same for all"
-    return native.why_not_loaded()
+    return library.unsupported_reason()
 
 
 def convolve(
@@ -164,9 +164,9 @@ def _grad_weight(
 
 def _call(
     source: Tensor, weight: Tensor, target: Tensor, plan: Matrices, geometry: Geometry
-) -> native.Call:
+) -> library.Call:
     """Fill in what the three computations have in common, the forward's way round."""
-    call = native.Call()
+    call = library.Call()
     call.dtype = DTYPES[source.dtype]
     call.batch, call.groups = source.shape[0], geometry.groups
     call.in_channels, call.out_channels = weight.shape[1], weight.shape[0] // geometry.groups
@@ -182,10 +182,10 @@ def _call(
     return call
 
 
-def _run(name: str, call: native.Call) -> None:
-    library = native.load()
-    assert library is not None, "cannot() has looked"
-    if getattr(library, name)(ctypes.byref(call)):
+def _run(name: str, call: library.Call) -> None:
+    core = library.load()
+    assert core is not None, "cannot() has looked"
+    if getattr(core, name)(ctypes.byref(call)):
         raise NotImplementedError(f"{name}: dtype code {call.dtype}")
 
 
@@ -200,8 +200,8 @@ class Sparse(NamedTuple):
     value: Tensor
     n_rows: int
 
-    def rows(self) -> native.Rows:
-        return native.Rows(
+    def rows(self) -> library.Rows:
+        return library.Rows(
             self.pointer.data_ptr(), self.column.data_ptr(), self.value.data_ptr(), self.n_rows
         )
 
