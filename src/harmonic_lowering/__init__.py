@@ -19,7 +19,7 @@ from .modules import (
     LogHarmonicLowering,
 )
 from .plotting import plot_taps
-from .surgery import replace_conv2d
+from .replace import replace_conv2d
 from .taps import FrequencyTaps, origin_after_pooling
 
 __all__ = [

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .optional import need
+from .optional import import_optional
 
 __all__ = ["FILE_TYPES", "AudioError", "AudioFormat", "AudioReader", "AudioWriter", "replacing"]
 
@@ -292,4 +292,4 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _soundfile() -> Any:
-    return need("soundfile", "reading and writing sound", "harmonic-lowering[audio]")
+    return import_optional("soundfile", "reading and writing sound", "harmonic-lowering[audio]")

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .optional import need
-
 __all__ = ["pesq", "si_sdr", "stoi"]
 
 
@@ -66,7 +64,7 @@ def pesq(reference: Tensor, estimate: Tensor, sample_rate: int) -> float:
     sample_rate : int
         Must be 16000: resample first.
     """
-    package = need("pesq", "PESQ", "pesq")
+    package = import_optional("pesq", "PESQ", "pesq")
     if sample_rate != 16000:
         raise ValueError(
             f"wide-band PESQ is defined at 16000 Hz, got {sample_rate}: resample first"
@@ -83,7 +81,7 @@ def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float:
     sample_rate : int
         Any; resampled to 10 kHz inside.
     """
-    package = need("pystoi", "STOI", "pystoi")
+    package = import_optional("pystoi", "STOI", "pystoi")
     return float(package.stoi(_array(reference), _array(estimate), sample_rate))
 
 

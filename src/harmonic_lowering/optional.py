@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["need"]
+__all__ = ["import_optional"]
 
 
-def need(module: str, purpose: str, install: str) -> Any:
+def import_optional(module: str, purpose: str, install: str) -> Any:
     """Import a module, or raise an ImportError that says what for and how to install it.
 
     Any failure counts: a package that is there but broken raises other errors when imported.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .optional import need
+from .optional import import_optional
 from .spectral import Stft
 from .taps import FrequencyTaps, as_count
 
@@ -162,4 +162,4 @@ def plot_spectrograms(
 
 def _matplotlib(part: str) -> Any:
     # not pyplot: its Figure needs no window and touches no global state
-    return need(f"matplotlib.{part}", "a picture", "harmonic-lowering[plot]")
+    return import_optional(f"matplotlib.{part}", "a picture", "harmonic-lowering[plot]")

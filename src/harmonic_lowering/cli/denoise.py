@@ -18,7 +18,7 @@ from typing import Any
 
 from ..audio import AudioError, AudioReader, AudioWriter, replacing
 from ..denoise import Denoiser, Progress
-from ..optional import need
+from ..optional import import_optional
 from .files import PIPE, Job, plan
 from .status import INTERRUPTED
 
@@ -101,7 +101,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     except ValueError as error:
         parser.error(str(error))
     if arguments.plot:
-        need("matplotlib.figure", "drawing pictures", "harmonic-lowering[plot]")  # not at the end
+        import_optional(
+            "matplotlib.figure", "drawing pictures", "harmonic-lowering[plot]"
+        )  # not at the end
     failed = 0
     with _Stop() as stop:
         for job in jobs:
@@ -275,7 +277,7 @@ class _Bar:
 
     def __call__(self, progress: Progress) -> bool:
         if self._bar is None and not self.quiet and sys.stderr.isatty():
-            tqdm = need("tqdm", "the progress bar", "harmonic-lowering[audio]").tqdm
+            tqdm = import_optional("tqdm", "the progress bar", "harmonic-lowering[audio]").tqdm
             self._bar = tqdm(
                 total=progress.segments * progress.steps, desc=self.name, unit="step", leave=False
             )
