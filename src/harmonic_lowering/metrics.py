@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .optional import import_optional
+
 __all__ = ["pesq", "si_sdr", "stoi"]
 
 
