@@ -6,6 +6,7 @@ code should use `harmonic_lowering.HarmonicConv2d` and `LogHarmonicConv2d`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from harmonic_lowering import HarmonicConv2d, LogHarmonicConv2d
-from harmonic_lowering.arguments import IntPair, pair
+from harmonic_lowering.checks import IntPair, as_pair, as_positive
 from harmonic_lowering.modules import FrequencyTapConv2d
 
 __all__ = ["SingleHarmonicConv2d", "SingleLogHarmonicConv2d"]
@@ -109,13 +110,21 @@ class SingleHarmonicConv2d(HarmonicConv2d, _OriginalsNames):
 class SingleLogHarmonicConv2d(LogHarmonicConv2d, _OriginalsNames):
     """`LogHarmonicConv2d` under the original's name, with its order of arguments.
 
+    The frequency axis is described as ``f(x) = A·log_C(B·x)``: its octave has ``A·log_C(2)`` bins.
+
     Parameters
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
         As in `SingleHarmonicConv2d`.
-    out_log_scale, in_log_scale, radix, anchor, device, dtype
-        As in `LogHarmonicConv2d`. The defaults are the original's, 1000·ln(0.001·x): an axis of
-        693 bins to the octave, not that of a constant-Q spectrogram.
+    out_log_scale : float > 0
+        A.
+    in_log_scale : float > 0
+        B, which cancels.
+    radix : float > 1, optional
+        C; ``None`` is e. The defaults are the original's, 1000·ln(0.001·x): an axis of 693 bins to
+        the octave, not that of a constant-Q spectrogram.
+    anchor, device, dtype
+        As in `LogHarmonicConv2d`.
 
     Examples
     --------
@@ -155,14 +164,28 @@ class SingleLogHarmonicConv2d(LogHarmonicConv2d, _OriginalsNames):
             device,
             dtype,
             anchor=anchor,
-            out_log_scale=out_log_scale,
-            in_log_scale=in_log_scale,
-            radix=radix,
+            bins_per_octave=_bins_per_octave(out_log_scale, in_log_scale, radix),
         )
+        self.out_log_scale, self.in_log_scale, self.radix = out_log_scale, in_log_scale, radix
+
+
+def _bins_per_octave(
+    out_log_scale: float, in_log_scale: float | None, radix: float | None
+) -> float:
+    """Return the bins that an octave has on the axis A·log_C(B·x), of which B cancels."""
+    scale = as_positive("out_log_scale", out_log_scale)
+    if in_log_scale is not None:
+        as_positive("in_log_scale", in_log_scale)
+    if radix is None:
+        return scale * math.log(2)
+    base = as_positive("radix", radix)
+    if base <= 1:
+        raise ValueError(f"radix must be > 1, got {radix!r}")
+    return scale / math.log2(base)
 
 
 def _dilation_in_time(dilation: IntPair) -> IntPair:
-    return 1, pair("dilation", dilation)[1]
+    return 1, as_pair("dilation", dilation)[1]
 
 
 def _zeros(padding_mode: str) -> str:

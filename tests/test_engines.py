@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import fixed_case
 
-from harmonic_lowering import HarmonicConv2d, arguments, engines, harmonic_conv2d
+from harmonic_lowering import HarmonicConv2d, _torch, engines, harmonic_conv2d
 from harmonic_lowering.engines import blocked, plans
 from harmonic_lowering.engines.native import engine as native
+from harmonic_lowering.engines.native import library
 from harmonic_lowering.taps import FrequencyTaps
 
 FAST = ["blocked", "native"]
@@ -27,7 +28,7 @@ def backward_name(y):
 
 @pytest.mark.parametrize("engine", FAST)
 @pytest.mark.parametrize("anchor", [1, 2, 3])
-def test_second_derivatives_are_lowerings(engine, anchor):
+def test_second_derivatives_agree_with_lowering(engine, anchor):
     x, w, b = (t.requires_grad_() for t in tensors())
     assert backward_name(harmonic_conv2d(x, w, b, anchor=anchor, engine=engine)) == (
         "_ConvolutionBackward"
@@ -43,7 +44,7 @@ def test_second_derivatives_are_lowerings(engine, anchor):
 
 
 @pytest.mark.parametrize("engine", FAST)
-def test_function_transforms_are_lowerings(engine):
+def test_function_transforms_agree_with_lowering(engine):
     x, w, b = tensors()
 
     def f(x, engine=engine):
@@ -183,7 +184,7 @@ def test_long_recordings_are_cut_in_time_and_large_results_bypass_the_cache():
     )
     x, w, b = case.tensors(torch.float32)
     wanted = case.call(x, w, b, engine="lowering")
-    for engine in FAST[: 2 if native.cannot(x, w, b) is None else 1]:
+    for engine in FAST[: 2 if native.unsupported_reason(x, w, b) is None else 1]:
         for form in (torch.contiguous_format, torch.channels_last):
             got = case.call(x.contiguous(memory_format=form), w, b, engine=engine)
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
@@ -216,8 +217,8 @@ def test_native_tiles_of_every_size_type_and_format(sizes, time, groups, anchor,
         taps={"anchor": anchor},
     )  # fmt: skip
     x, w, b = case.tensors(dtype)
-    if native.cannot(x, w, b):
-        pytest.skip(native.cannot(x, w, b))
+    if native.unsupported_reason(x, w, b):
+        pytest.skip(native.unsupported_reason(x, w, b))
     x = x.contiguous(memory_format=forms[0])
     results = []
     for engine, wide in (("native", dtype), ("lowering", torch.float64)):
@@ -239,7 +240,7 @@ def test_auto_says_why(monkeypatch):
         assert engines.choose("auto", torch.empty(x.shape), torch.empty(w.shape)).engine == (
             "lowering"
         )
-    monkeypatch.setattr(native, "cannot", lambda *_: "it is away")
+    monkeypatch.setattr(native, "unsupported_reason", lambda *_: "it is away")
     small = engines.choose("auto", x, w, b)
     assert small.engine == "lowering"
     assert "small" in small.reason
@@ -247,7 +248,7 @@ def test_auto_says_why(monkeypatch):
     large = engines.choose("auto", x.repeat(64, 1, 9, 9), w, b)
     assert large.engine == "blocked"
     assert "bytes" in large.reason
-    monkeypatch.setattr(native, "cannot", lambda *_: None)
+    monkeypatch.setattr(native, "unsupported_reason", lambda *_: None)
     assert engines.choose("auto", x, w, b).engine == "native"
 
 
@@ -260,17 +261,17 @@ def test_layers_say_which_engine_they_use():
     assert HarmonicConv2d(3, 4, 3, engine="blocked").engine_for(x).engine == "blocked"
 
 
-def test_why_not_names_the_argument():
+def test_the_reason_names_the_argument():
     x, w, b = tensors(torch.float32)
-    assert "dtypes differ" in blocked.why_not(x, w.double(), b)
-    assert "float32" in native.cannot(x, w.double(), b)
-    assert "on meta" in native.cannot(x.to("meta"), w, b)
-    assert blocked.why_not(x, w, b) is None
+    assert "dtypes differ" in blocked.unsupported_reason(x, w.double(), b)
+    assert "float32" in native.unsupported_reason(x, w.double(), b)
+    assert "on meta" in native.unsupported_reason(x.to("meta"), w, b)
+    assert blocked.unsupported_reason(x, w, b) is None
 
 
 def test_an_engine_that_is_not_built_says_how_to_build_it(monkeypatch):
     x, w, b = tensors(torch.float32)
-    monkeypatch.setattr(native.library, "load", lambda: None)
+    monkeypatch.setattr(library, "load", lambda: None)
     with pytest.raises(RuntimeError, match="harmonic-lowering build-native"):
         harmonic_conv2d(x, w, b, engine="native")
     torch.testing.assert_close(
@@ -321,7 +322,7 @@ def test_plans_are_kept_up_to_a_number_of_bytes(monkeypatch):
 def test_eager_calls_leave_nothing_behind():
     """Only a compiler needs names for taps."""
     x, w, b = tensors()
-    before = len(vars(arguments._named_taps))
+    before = len(vars(_torch._objects))
     for step in range(300):
         harmonic_conv2d(x, w, b, origin=step / 300)
-    assert len(vars(arguments._named_taps)) == before
+    assert len(vars(_torch._objects)) == before

@@ -55,9 +55,6 @@ CONSTRUCTION = [
     (lambda: H(1, 1, 3, interpolation="cubic"), r"must be 'linear' or 'nearest', got 'cubic'"),
     (lambda: L(1, 1, 3), r"needs its resolution: give bins_per_octave="),
     (lambda: L(1, 1, 3, bins_per_octave=0), r"bins_per_octave must be > 0, got 0"),
-    (lambda: L(1, 1, 3, bins_per_octave=12, radix=2), r"not both, got bins_per_octave=12"),
-    (lambda: L(1, 1, 3, out_log_scale=1, radix=1), r"radix must be > 1, got 1"),
-    (lambda: L(1, 1, 3, out_log_scale=1, in_log_scale=-1), r"in_log_scale must be > 0, got -1"),
     (lambda: L(1, 1, 3, shifts=(1, 2)), r"shifts must have one entry for each kernel row"),
     (lambda: L(1, 1, 3, shifts=(1, 2, math.inf)), r"a shift must be a finite number, got inf"),
     (lambda: L(1, 1, 3, shifts=(1, 2, 3), bins_per_octave=9), r"give it without anchor"),
@@ -85,7 +82,7 @@ def test_construction(make, message):
 
 X, W, W6 = torch.randn(2, 4, 9, 8), torch.randn(6, 4, 3, 3), torch.randn(6, 4, 6, 3)
 CALLS = [
-    (lambda: H(3, 4, 3)(X), ValueError, r"takes 3 channels, got an input of shape \(2, 4, 9, 8\)"),
+    (lambda: H(3, 4, 3)(X), ValueError, r"needs an input of 3 channels.*\(2, 4, 9, 8\)"),
     (lambda: H(4, 4, 3)(X[0, 0]), ValueError, r"got 2 dimensions: \(9, 8\)"),
     (lambda: H(4, 4, 3)(X[None]), ValueError, r"got 5 dimensions"),
     (

@@ -1,5 +1,7 @@
 """The original's import name, its two calls, and its checkpoints."""
 
+import math
+
 import pytest
 import torch
 
@@ -112,3 +114,42 @@ def test_a_weight_computed_by_a_hook_is_refused():
 def test_a_dilation_that_is_none_is_refused(dilation):
     with pytest.raises(ValueError, match="dilation must be "):
         harmonic_conv.SingleHarmonicConv2d(2, 3, 3, dilation=dilation)
+
+
+def log_axis(ratios, **axis):
+    return harmonic_conv.SingleLogHarmonicConv2d(1, 1, (ratios, 3), **axis).taps
+
+
+@pytest.mark.parametrize(
+    ("axis", "shift"),
+    [
+        ({"out_log_scale": 36, "radix": 2}, lambda r: 36 * math.log2(r)),
+        ({"out_log_scale": 7, "radix": 10}, lambda r: 7 * math.log10(r)),
+        ({"out_log_scale": 50.0, "radix": 3.0, "in_log_scale": 7.0}, lambda r: 50 * math.log(r, 3)),
+        ({}, lambda r: 1000 * math.log(r)),
+    ],
+)
+def test_the_logarithmic_axis_is_the_originals(axis, shift):
+    offsets = log_axis(12, **axis).offsets
+    for k, offset in enumerate(offsets, start=1):
+        assert math.isclose(offset, shift(k), rel_tol=1e-12, abs_tol=1e-12)
+
+
+def test_whole_shifts_are_whole_on_any_axis():
+    assert log_axis(16, out_log_scale=12, radix=2).offsets[1::2][0] == 12
+    assert log_axis(1000, out_log_scale=7, radix=10).offsets[999] == 21
+    assert log_axis(9, out_log_scale=12, radix=3).offsets[8] == 24
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        ({"radix": 1}, "radix must be > 1, got 1"),
+        ({"radix": -2}, "radix must be > 0, got -2"),
+        ({"in_log_scale": -1}, "in_log_scale must be > 0, got -1"),
+        ({"out_log_scale": 0}, "out_log_scale must be > 0, got 0"),
+    ],
+)
+def test_a_logarithmic_axis_that_is_none_is_refused(axis, message):
+    with pytest.raises(ValueError, match=message):
+        log_axis(3, **axis)

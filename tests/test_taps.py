@@ -99,18 +99,11 @@ def test_pooled_bins_read_the_same_frequencies(pooling):
 def test_octaves_are_whole_shifts():
     taps = FrequencyTaps.log_harmonic(16, bins_per_octave=12)
     assert [taps.offsets[k - 1] for k in (1, 2, 4, 8, 16)] == [0, 12, 24, 36, 48]
-    assert FrequencyTaps.log_from_ratios([1000], out_log_scale=7, radix=10).offsets == (21,)
 
 
-def test_in_log_scale_cancels():
-    axes = [{"out_log_scale": 50.0, "in_log_scale": b, "radix": 3.0} for b in (None, 0.001, 7.0)]
-    assert len({FrequencyTaps.log_harmonic(5, 2, **axis) for axis in axes}) == 1
-
-
-def test_bins_per_octave_is_a_log_scale_of_radix_two():
-    assert FrequencyTaps.log_harmonic(5, bins_per_octave=36) == FrequencyTaps.log_harmonic(
-        5, out_log_scale=36, radix=2
-    )
+@given(any_taps)
+def test_taps_survive_as_text(taps):
+    assert FrequencyTaps.from_text(taps.text) == taps
 
 
 def test_ties_round_upwards():

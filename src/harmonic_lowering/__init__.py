@@ -1,7 +1,7 @@
 """Harmonic convolution for audio spectrograms: layers that take the place of `torch.nn.Conv2d`.
 
-The kernel's rows read the harmonics of a pitch, at multiples of its frequency, and not the
-neighbouring bins.
+Kernel rows sample the harmonics of a pitch, at multiples of its frequency, instead of adjacent
+bins.
 """
 
 from .functional import (
@@ -13,6 +13,7 @@ from .functional import (
     log_harmonic_lowering,
 )
 from .modules import (
+    FrequencyTapConv2d,
     HarmonicConv2d,
     HarmonicLowering,
     LogHarmonicConv2d,
@@ -24,6 +25,7 @@ from .taps import FrequencyTaps, origin_after_pooling
 
 __all__ = [
     "DeadTapWarning",
+    "FrequencyTapConv2d",
     "FrequencyTaps",
     "HarmonicConv2d",
     "HarmonicLowering",

@@ -1,28 +1,210 @@
-"""Whether tensors fit each other and the taps: one sentence for each way in which they may not."""
+"""What the arguments of this package may be: every check, and the sentence that each fails with."""
 
 from __future__ import annotations
 
+import math
 import operator
-import os
-import sys
-import warnings
-from functools import lru_cache
+from collections.abc import Sequence
+from fractions import Fraction
+from numbers import Rational, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .engines.handover import compute_dtypes
-from .taps import FrequencyTaps, as_count
+from ._torch import may_be_autocasting
 
-__all__ = ["DeadTapWarning", "check_input", "check_weight", "n_rows", "warn_of_dead_taps"]
+__all__ = [
+    "IntPair",
+    "Ratio",
+    "as_anchors",
+    "as_count",
+    "as_fraction",
+    "as_int",
+    "as_pair",
+    "as_positive",
+    "as_ratio",
+    "as_sequence",
+    "as_time",
+    "check_input",
+    "check_kernel",
+    "check_layer",
+    "compute_dtype",
+    "time_padding",
+]
+
+IntPair = int | tuple[int, int]
+Ratio = int | float | Fraction
+"""A frequency ratio. A float that is the float nearest to a fraction with a small denominator
+(``1 / 3``) is read as that fraction."""
+
+LARGEST_DENOMINATOR = 4096
+_LARGEST_INT = 2**63 - 1  # what a tensor's size can be
 
 
-class DeadTapWarning(UserWarning):
-    """A kernel row reads nothing at any bin but 0 Hz, so its weights have nothing to learn."""
+# -------------------------------------------------------------------- numbers
+
+
+def as_int(value: Any) -> int:
+    """Return an int, also numpy's, as Python's; raise TypeError for anything else."""
+    if isinstance(value, bool):
+        raise TypeError("a bool is not meant as a number")
+    return operator.index(value)
+
+
+def as_count(name: str, value: object, least: int = 1) -> int:
+    """Return `value` if it is an int, at least `least`."""
+    try:
+        count = as_int(value)
+    except TypeError:
+        count = least - 1
+    if count < least:
+        raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+    if count > _LARGEST_INT:
+        raise ValueError(f"{name} must fit 64 bits, got {value!r}")
+    return count
+
+
+def as_anchors(anchor: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the anchors as a tuple."""
+    if isinstance(anchor, Sequence) and not isinstance(anchor, (str, bytes, bytearray)):
+        if not anchor:
+            raise ValueError("anchor must be an int >= 1 or several of them, got an empty sequence")
+        return tuple(as_count("anchor", n) for n in anchor)
+    return (as_count("anchor", anchor),)
+
+
+def as_sequence(name: str, values: Sequence[Ratio]) -> tuple[Ratio, ...]:
+    """Return `values` as a tuple of at least one entry."""
+    try:
+        entries = () if isinstance(values, (str, bytes, bytearray)) else tuple(values)
+    except TypeError:
+        entries = ()
+    if not entries:
+        raise ValueError(f"{name} must be a sequence of at least one number, got {values!r}")
+    return entries
+
+
+def as_fraction(name: str, value: object) -> Fraction:
+    """Return a finite number as the fraction it is; 1/3 typed as a float is meant as 1/3."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
+        is_tensor = hasattr(value, "item") and not isinstance(value, Real)
+        hint = ": take the number out of it with .item()" if is_tensor else ""
+        raise ValueError(f"{name} must be a finite number, got {value!r}{hint}")
+    if isinstance(value, Rational):
+        return Fraction(int(value.numerator), int(value.denominator))
+    exact = Fraction(float(value))
+    simple = exact.limit_denominator(LARGEST_DENOMINATOR)
+    return simple if float(simple) == float(value) else exact
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def as_ratio(value: object) -> Fraction:
+    """Return a frequency ratio as a fraction, above 0."""
+    ratio = as_fraction("a harmonic ratio", value)
+    if ratio <= 0:
+        raise ValueError(f"a harmonic ratio must be > 0, got {value!r}")
+    return ratio
+
+
+def as_positive(name: str, value: object) -> float:
+    """Return a finite number above 0 as a float."""
+    if not as_fraction(name, value) > 0:
+        raise ValueError(f"{name} must be > 0, got {value!r}")
+    return float(value)  # type: ignore[arg-type]  # as_fraction has checked that it is a number
+
+
+# -------------------------------------------------------------------- Conv2d's arguments
+
+
+def as_pair(name: str, value: IntPair, least: int = 1) -> tuple[int, int]:
+    """Return an int twice, or a pair as it is; both entries at least `least`."""
+    try:
+        first, second = map(as_int, value if isinstance(value, (tuple, list)) else (value, value))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name} must be an int or a pair (freq, time) of ints, got {value!r}"
+        ) from None
+    if min(first, second) < least:
+        raise ValueError(f"{name} must be >= {least}, got {value!r}")
+    if max(first, second) > _LARGEST_INT:
+        raise ValueError(f"{name} must fit 64 bits, got {value!r}")
+    return first, second
+
+
+def as_time(name: str, value: IntPair, frequency: int, least: int = 1) -> int:
+    """Return the entry for time: an int means time only, a pair must have `frequency` first."""
+    if not isinstance(value, (tuple, list)):
+        return as_pair(name, value, least)[1]
+    along_frequency, along_time = as_pair(name, value, min(least, frequency))
+    if along_frequency != frequency or along_time < least:
+        raise ValueError(
+            f"{name} along frequency must be {frequency}, because the kernel's rows lie at "
+            f"harmonics and not at neighbouring bins, and along time >= {least}; got {value!r}. "
+            f"Give {name}={along_time} or {name}=({frequency}, {along_time})"
+        )
+    return along_time
+
+
+def time_padding(
+    padding: IntPair | str, kernel_frames: int, dilation: int, stride: tuple[int, int]
+) -> tuple[int, int]:
+    """Return the number of zeros before and after the time axis."""
+    if not isinstance(padding, str):
+        both = as_time("padding", padding, frequency=0, least=0)
+        return both, both
+    if padding == "valid":
+        return 0, 0
+    if padding != "same":
+        raise ValueError(f"padding must be an int, (0, int), 'same' or 'valid', got {padding!r}")
+    if stride != (1, 1):
+        raise ValueError(f"padding='same' needs stride 1, got stride={stride}")
+    total = dilation * (kernel_frames - 1)
+    return total // 2, total - total // 2  # an odd zero goes after the last frame, as in conv2d
+
+
+def check_layer(
+    in_channels: int,
+    out_channels: int,
+    groups: int,
+    padding_mode: str,
+    dtype: torch.dtype | None,
+) -> None:
+    """Check the arguments that only a layer has, as its constructor gets them."""
+    in_channels = as_count("in_channels", in_channels)
+    out_channels = as_count("out_channels", out_channels)
+    groups = as_count("groups", groups)
+    if in_channels % groups or out_channels % groups:
+        raise ValueError(
+            f"groups must divide in_channels and out_channels, got groups={groups}, "
+            f"in_channels={in_channels}, out_channels={out_channels}"
+        )
+    if padding_mode != "zeros":
+        raise ValueError(
+            f"padding_mode must be 'zeros', got {padding_mode!r}: pad the time axis with "
+            "torch.nn.functional.pad before the layer for another mode"
+        )
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype such as torch.float32, got {dtype!r}")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(
+            f"dtype must be a floating-point dtype, got {dtype}: give the real and the "
+            "imaginary part of a complex spectrogram as two channels"
+        )
+
+
+# -------------------------------------------------------------------- tensors
 
 
 def check_input(input: Tensor) -> None:
     """Check that `input` is a real spectrogram."""
+    _check_tensor("input", input)
     if input.ndim not in (3, 4):
         raise ValueError(
             "input must be a spectrogram of shape (batch, channel, freq, time) or (channel, freq, "
@@ -39,26 +221,15 @@ def check_input(input: Tensor) -> None:
         raise ValueError(f"input has no frequency bins: {tuple(input.shape)}")
 
 
-def n_rows(weight: Tensor) -> int:
-    """Return the rows of a kernel, of which the shape is checked."""
-    if weight.ndim != 4 or weight.shape[3] == 0:
-        raise ValueError(
-            "weight must have shape (out_channels, in_channels / groups, rows, frames) with at "
-            f"least one frame, got {tuple(weight.shape)}"
-        )
-    return weight.shape[2]
-
-
-def check_weight(
-    input: Tensor, weight: Tensor, bias: Tensor | None, taps: FrequencyTaps, groups: int
+def check_kernel(
+    input: Tensor, weight: Tensor, bias: Tensor | None, n_taps: int, groups: int
 ) -> None:
     """Check that a kernel and its bias fit the input, the taps and the groups."""
-    if n_rows(weight) != len(taps):
+    if weight.ndim != 4 or weight.shape[2] != n_taps:
         raise ValueError(
-            f"weight must have shape (out_channels, in_channels / groups, {len(taps)}, frames): a "
-            f"row for each of the {len(taps)} taps, got {tuple(weight.shape)}"
+            f"weight must have shape (out_channels, in_channels / groups, {n_taps}, frames): a "
+            f"row for each of the {n_taps} taps, got {tuple(weight.shape)}"
         )
-    as_count("groups", groups)
     channels = input.shape[-3]
     if channels != weight.shape[1] * groups or weight.shape[0] % groups:
         raise ValueError(
@@ -66,53 +237,70 @@ def check_weight(
             f"{weight.shape[1] * groups} channels and out_channels divisible by groups, "
             f"got an input of shape {tuple(input.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"bias must have shape ({weight.shape[0]},), one entry for each output channel, "
-            f"got {tuple(bias.shape)}"
-        )
-    tensors = [input, weight] if bias is None else [input, weight, bias]
-    if len({t.dtype for t in tensors}) > 1 and len(compute_dtypes(*tensors)) > 1:
+    tensors = [input, weight]
+    if bias is not None:
+        _check_tensor("bias", bias)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"bias must have shape ({weight.shape[0]},), one entry for each output channel, "
+                f"got {tuple(bias.shape)}"
+            )
+        tensors.append(bias)
+    if any(tensor.dtype != input.dtype for tensor in tensors) and (
+        len({compute_dtype(tensor) for tensor in tensors}) > 1
+    ):
         raise TypeError(
             f"{'input and weight' if bias is None else 'input, weight and bias'} must have the "
             f"same dtype, got {' and '.join(str(t.dtype) for t in tensors)}: convert them, or use "
             "torch.autocast (which leaves float64 as it is)"
         )
-
-
-def warn_of_dead_taps(taps: FrequencyTaps, n_bins: int) -> None:
-    """Warn once for each geometry of rows that have nothing to learn from."""
-    if not torch.compiler.is_compiling():
-        _warn_once_of_dead_taps(taps, operator.index(n_bins))  # torch.jit.trace has tensors here
-
-
-@lru_cache(maxsize=512)  # which is what makes it warn once for each geometry
-def _warn_once_of_dead_taps(taps: FrequencyTaps, n_bins: int) -> None:
-    idle = [tap for tap in range(len(taps)) if _reads_0_hz_at_most(taps, tap, n_bins)]
-    if idle:
-        names = ", ".join(f"{tap} (reads bin {taps.describe(tap)})" for tap in idle)
-        warnings.warn(
-            f"{len(idle)} of {len(taps)} kernel rows read nothing in {n_bins} bins, or 0 Hz alone: "
-            f"row {names}. Use fewer rows or a larger anchor; on a logarithmic axis, "
-            "check bins_per_octave (or out_log_scale and radix) against the spectrogram's.",
-            DeadTapWarning,
-            stacklevel=_stacklevel_of_the_caller(),
+    if any(tensor.device != input.device for tensor in tensors):
+        raise ValueError(
+            f"{'input and weight' if bias is None else 'input, weight and bias'} must be on the "
+            f"same device, got {' and '.join(str(t.device) for t in tensors)}: move them with .to()"
         )
 
 
-def _reads_0_hz_at_most(taps: FrequencyTaps, tap: int, n_bins: int) -> bool:
-    live = taps.live_range(tap, n_bins)
-    reads_bin_0_at_bin_0 = taps.slopes[tap] != 1 and taps.offsets[tap] == 0
-    return not live or (live == range(1) and reads_bin_0_at_bin_0 and n_bins > 1)
+def check_weight(weight: Tensor) -> None:
+    """Check what can be checked of a kernel before its taps are known."""
+    _check_tensor("weight", weight)
+    if weight.ndim != 4 or weight.shape[3] == 0:
+        raise ValueError(
+            "weight must have shape (out_channels, in_channels / groups, rows, frames) with at "
+            f"least one frame, got {tuple(weight.shape)}"
+        )
 
 
-def _stacklevel_of_the_caller() -> int:
-    """Return the stacklevel, for the function that asks, of the first line that is not a layer's.
+def check_anchor_weight(anchor_weight: Tensor, n_anchors: int) -> None:
+    """Check the weights of a mixture of anchors."""
+    _check_tensor("anchor_weight", anchor_weight)
+    if anchor_weight.shape != (n_anchors,):
+        raise ValueError(
+            "anchor_weight must have one entry for each anchor, "
+            f"got shape {tuple(anchor_weight.shape)} for {n_anchors} anchors"
+        )
 
-    A layer may be called by any number of torch's containers, hooks and transforms.
-    """
-    ours = tuple(os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
-        frame, level = frame.f_back, level + 1
-    return level
+
+def _check_tensor(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}: "
+            "convert it with torch.as_tensor"
+        )
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested" if value.is_nested else str(value.layout)
+        raise TypeError(
+            f"{name} must be a dense tensor, got a {kind} one: convert it with .to_dense() "
+            "(or torch.nested.to_padded_tensor)"
+        )
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which a tensor takes part: within autocast, `conv2d`'s choice."""
+    if not may_be_autocasting():
+        return tensor.dtype
+    device = tensor.device.type
+    known = torch.amp.is_autocast_available(device)
+    if tensor.dtype == torch.float64 or not known or not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)

@@ -8,26 +8,30 @@ dilation given as one int concerns time only.
 
 from __future__ import annotations
 
+import operator
+import os
+import sys
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import engines
-from .arguments import (
+from .checks import (
     IntPair,
-    harmonic_taps,
-    log_harmonic_taps,
-    merged_taps,
-    pair,
-    time_only,
-    time_padding,
+    Ratio,
+    as_anchors,
+    check_anchor_weight,
+    check_input,
+    check_kernel,
+    check_weight,
 )
-from .checks import DeadTapWarning, check_input, check_weight, n_rows, warn_of_dead_taps
+from .engines import Geometry, geometry_of
 from .engines.lowering import read_taps
 from .engines.plans import cached_on_device
-from .taps import FrequencyTaps, Interpolation, Ratio, as_anchors
+from .taps import FrequencyTaps, Interpolation, harmonic_taps, log_harmonic_taps
 
 __all__ = [
     "DeadTapWarning",
@@ -37,6 +41,10 @@ __all__ = [
     "log_harmonic_conv2d",
     "log_harmonic_lowering",
 ]
+
+
+class DeadTapWarning(UserWarning):
+    """A kernel row reads nothing at any bin but 0 Hz, so its weights have nothing to learn."""
 
 
 def frequency_tap_conv2d(
@@ -115,29 +123,9 @@ def frequency_tap_conv2d(
     >>> frequency_tap_conv2d(x, w, padding=1, taps=taps).shape
     torch.Size([4, 8, 257, 100])
     """
-    check_input(input)
-    check_weight(input, weight, bias, taps, groups)
-    strides = pair("stride", stride)
-    time_dilation = time_only("dilation", dilation, frequency=1)
-    total = time_padding(padding, weight.shape[3], time_dilation, strides)
-    if input.shape[-1] + total < time_dilation * (weight.shape[3] - 1) + 1:
-        raise ValueError(
-            f"the kernel spans {time_dilation * (weight.shape[3] - 1) + 1} frames but the padded "
-            f"input has {input.shape[-1] + total}: give a longer input, or padding=(0, p)"
-        )
-    warn_of_dead_taps(taps, input.shape[-2])
-
-    convolve = engines.engine_of_a_call(engine, input, weight, bias)
-    distinct = merged_taps(taps)
-    if len(distinct) < len(taps):
-        (index,) = _merge_plan(taps, weight.device)
-        shape = (*weight.shape[:2], len(distinct), weight.shape[3])
-        weight = weight.new_zeros(shape).index_add(2, index, weight)
-    batched = input if input.ndim == 4 else input.unsqueeze(0)
-    if total % 2:  # "same" with an even kernel: one zero more at the end, as conv2d does it
-        batched = F.pad(batched, (0, 1))
-    output = convolve(batched, weight, bias, distinct, strides, total // 2, time_dilation, groups)
-    return output if input.ndim == 4 else output.squeeze(0)
+    check_weight(weight)
+    geometry = geometry_of(taps, stride, padding, dilation, groups, weight.shape[3])
+    return convolve(input, weight, bias, geometry, engine)
 
 
 def harmonic_conv2d(
@@ -212,9 +200,8 @@ def harmonic_conv2d(
     >>> harmonic_conv2d(x, w).flatten().tolist()    # is seen from bin 1 and from bin 2
     [0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
     """
-    taps = harmonic_taps(
-        n_rows(weight), anchor, harmonics, origin, interpolation, rows_of_all_anchors=True
-    )
+    check_weight(weight)
+    taps = harmonic_taps(weight.shape[2], anchor, harmonics, origin, interpolation, True)
     weight = mix_anchors(weight, anchor_weight, anchor)
     return frequency_tap_conv2d(
         input, weight, bias, stride, padding, dilation, groups, taps=taps, engine=engine
@@ -234,21 +221,19 @@ def log_harmonic_conv2d(
     harmonics: Sequence[Ratio] | None = None,
     anchor_weight: Tensor | None = None,
     bins_per_octave: float | None = None,
-    out_log_scale: float | None = None,
-    in_log_scale: float | None = None,
-    radix: float | None = None,
     shifts: Sequence[Ratio] | None = None,
     interpolation: Interpolation = "linear",
     engine: str = "auto",
 ) -> Tensor:
     r"""Harmonic convolution of a spectrogram with a logarithmic frequency axis.
 
-    On the axis ``f(x) = A·log_C(B·x)`` the harmonics of every bin lie at the same distances, so
-    each kernel row reads a shifted copy:
+    The harmonics of every bin lie at the same distances, so each kernel row reads a shifted copy:
 
     .. math::
         Y[b, o, f, t] = \mathrm{bias}[o] + \sum_{c, k, τ} W[o, c, k, τ] \,
-            \tilde X[b, c, f + A \log_C \tfrac{k}{n}, t + τ]
+            \tilde X[b, c, f + A \log_2 \tfrac{k}{n}, t + τ]
+
+    with A bins to the octave.
 
     Parameters
     ----------
@@ -257,9 +242,7 @@ def log_harmonic_conv2d(
     harmonics : sequence of float or Fraction > 0, optional
         The ratio that each kernel row reads at, instead of k / `anchor`.
     bins_per_octave : float > 0
-        Resolution of a constant-Q spectrogram (A with C = 2). Or else
-    out_log_scale, in_log_scale, radix : float
-        A > 0, B > 0 (it cancels) and C > 1 (``None`` is e). Or else
+        Resolution of the frequency axis, for example of a constant-Q spectrogram. Or else
     shifts : sequence of float
         The distance in bins that each kernel row reads at.
     interpolation : {"linear", "nearest"}
@@ -282,17 +265,9 @@ def log_harmonic_conv2d(
     >>> log_harmonic_conv2d(cqt, w, padding=1, bins_per_octave=12).shape
     torch.Size([1, 4, 84, 50])
     """
+    check_weight(weight)
     taps = log_harmonic_taps(
-        n_rows(weight),
-        anchor,
-        harmonics,
-        bins_per_octave,
-        out_log_scale,
-        in_log_scale,
-        radix,
-        shifts,
-        interpolation,
-        rows_of_all_anchors=True,
+        weight.shape[2], anchor, harmonics, bins_per_octave, shifts, interpolation, True
     )
     weight = mix_anchors(weight, anchor_weight, anchor)
     return frequency_tap_conv2d(
@@ -351,9 +326,6 @@ def log_harmonic_lowering(
     anchor: int | Sequence[int] = 1,
     harmonics: Sequence[Ratio] | None = None,
     bins_per_octave: float | None = None,
-    out_log_scale: float | None = None,
-    in_log_scale: float | None = None,
-    radix: float | None = None,
     shifts: Sequence[Ratio] | None = None,
     interpolation: Interpolation = "linear",
 ) -> Tensor:
@@ -363,7 +335,7 @@ def log_harmonic_lowering(
     ----------
     input, n_harmonics
         As in `harmonic_lowering`; `n_harmonics` is left out if `harmonics` or `shifts` is given.
-    anchor, harmonics, bins_per_octave, out_log_scale, in_log_scale, radix, shifts, interpolation
+    anchor, harmonics, bins_per_octave, shifts, interpolation
         As in `log_harmonic_conv2d`.
 
     Returns
@@ -378,24 +350,40 @@ def log_harmonic_lowering(
     tensor([[0., 1., 2., 3.],
             [1., 2., 3., 0.]])
     """
-    taps = log_harmonic_taps(
-        n_harmonics,
-        anchor,
-        harmonics,
-        bins_per_octave,
-        out_log_scale,
-        in_log_scale,
-        radix,
-        shifts,
-        interpolation,
-    )
+    taps = log_harmonic_taps(n_harmonics, anchor, harmonics, bins_per_octave, shifts, interpolation)
     return lower(input, taps)
 
 
+# -------------------------------------------------------------------- shared with the modules
+
+
+def convolve(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, engine: str
+) -> Tensor:
+    """Convolve with arguments that are checked; the tensors are not yet."""
+    check_input(input)
+    taps, row_taps = geometry.taps, geometry.row_taps
+    check_kernel(input, weight, bias, len(row_taps or taps), geometry.groups)
+    n_frames, kernel_frames = input.shape[-1], weight.shape[3]
+    if n_frames + sum(geometry.padding) < geometry.span(kernel_frames):
+        raise ValueError(
+            f"the kernel spans {geometry.span(kernel_frames)} frames but the padded input has "
+            f"{n_frames + sum(geometry.padding)}: give a longer input, or padding=(0, p)"
+        )
+    warn_of_dead_taps(taps, input.shape[-2], row_taps)
+    if row_taps is not None:
+        (index,) = _row_index(row_taps, weight.device)
+        shape = (*weight.shape[:2], len(taps), kernel_frames)
+        weight = weight.new_zeros(shape).index_add(2, index, weight)
+    if input.ndim == 4:
+        return engines.convolve(input, weight, bias, geometry, engine)
+    return engines.convolve(input.unsqueeze(0), weight, bias, geometry, engine).squeeze(0)
+
+
 @cached_on_device
-def _merge_plan(taps: FrequencyTaps) -> tuple[Tensor]:
-    """Return, for each tap, which of the distinct taps it is."""
-    return (torch.tensor(taps.merged()[1]),)
+def _row_index(row_taps: tuple[int, ...]) -> tuple[Tensor]:
+    """Return, for each kernel row, which of the distinct taps it reads."""
+    return (torch.tensor(row_taps),)
 
 
 def lower(input: Tensor, taps: FrequencyTaps) -> Tensor:
@@ -414,10 +402,51 @@ def mix_anchors(
     if anchor_weight is None:
         return weight
     n_anchors = len(as_anchors(anchor))
-    if anchor_weight.shape != (n_anchors,):
-        raise ValueError(
-            "anchor_weight must have one entry for each anchor, "
-            f"got shape {tuple(anchor_weight.shape)} for {n_anchors} anchors"
-        )
+    check_anchor_weight(anchor_weight, n_anchors)
     scale = anchor_weight.repeat_interleave(weight.shape[2] // n_anchors)
     return weight * scale[:, None]
+
+
+def warn_of_dead_taps(
+    taps: FrequencyTaps, n_bins: int, row_taps: tuple[int, ...] | None = None
+) -> None:
+    """Warn once for each geometry of rows that have nothing to learn from."""
+    if not torch.compiler.is_compiling():
+        n_bins = operator.index(n_bins)  # torch.jit.trace has tensors here
+        _warn_once_of_dead_taps(taps, n_bins, row_taps)
+
+
+@lru_cache(maxsize=512)  # which is what makes it warn once for each geometry
+def _warn_once_of_dead_taps(
+    taps: FrequencyTaps, n_bins: int, row_taps: tuple[int, ...] | None
+) -> None:
+    dead = {tap for tap in range(len(taps)) if _reads_0_hz_at_most(taps, tap, n_bins)}
+    rows = list(enumerate(row_taps or range(len(taps))))
+    idle = [(row, tap) for row, tap in rows if tap in dead]
+    if idle:
+        names = ", ".join(f"{row} (reads bin {taps.describe(tap)})" for row, tap in idle)
+        warnings.warn(
+            f"{len(idle)} of {len(rows)} kernel rows read nothing in {n_bins} bins, or 0 Hz alone: "
+            f"row {names}. Use fewer rows or a larger anchor; on a logarithmic axis, "
+            "check bins_per_octave against the spectrogram's.",
+            DeadTapWarning,
+            stacklevel=_stacklevel_of_the_caller(),
+        )
+
+
+def _reads_0_hz_at_most(taps: FrequencyTaps, tap: int, n_bins: int) -> bool:
+    live = taps.live_range(tap, n_bins)
+    reads_bin_0_at_bin_0 = taps.slopes[tap] != 1 and taps.offsets[tap] == 0
+    return not live or (live == range(1) and reads_bin_0_at_bin_0 and n_bins > 1)
+
+
+def _stacklevel_of_the_caller() -> int:
+    """Return the stacklevel, for the function that asks, of the first line that is not a layer's.
+
+    A layer may be called by any number of torch's containers, hooks and transforms.
+    """
+    ours = tuple(os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -9,90 +9,199 @@ import torch
 from torch import Tensor, nn
 
 from . import engines
-from .arguments import IntPair, harmonic_taps, log_harmonic_taps, pair, time_only, time_padding
-from .functional import frequency_tap_conv2d, lower, mix_anchors
-from .taps import FrequencyTaps, Interpolation, Ratio, as_anchors, as_count, as_sequence
+from .checks import IntPair, Ratio, as_anchors, as_pair, as_sequence, check_layer
+from .engines import Geometry, geometry_of
+from .functional import convolve, lower, mix_anchors
+from .taps import FrequencyTaps, Interpolation, harmonic_taps, log_harmonic_taps
 
-__all__ = ["HarmonicConv2d", "HarmonicLowering", "LogHarmonicConv2d", "LogHarmonicLowering"]
+__all__ = [
+    "FrequencyTapConv2d",
+    "HarmonicConv2d",
+    "HarmonicLowering",
+    "LogHarmonicConv2d",
+    "LogHarmonicLowering",
+]
 
 
 class FrequencyTapConv2d(nn.Conv2d):
-    """What `HarmonicConv2d` and `LogHarmonicConv2d` share: everything but the choice of taps.
+    """Same as `torch.nn.Conv2d`, but the kernel's rows read where `taps` says.
 
-    It is a `Conv2d` so that initialisers, optimisers and reparametrisations which look for one
-    find one. The sizes are Conv2d's, the weight has a row for each tap.
+    The layer behind `HarmonicConv2d` and `LogHarmonicConv2d`, for taps of your own; as a function
+    it is `frequency_tap_conv2d`. It is a `Conv2d`, so initialisers, optimisers and
+    reparametrisations that look for one find one.
+
+    Parameters
+    ----------
+    in_channels, out_channels, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        As in `HarmonicConv2d`.
+    kernel_size : int or (int, int)
+        Number of rows, which must be ``len(taps)``, and of frames K_t.
+    taps : FrequencyTaps
+        Where the kernel's rows read.
+    engine : {"auto", "native", "blocked", "lowering", "reference"}
+        As in `HarmonicConv2d`.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit; at the call, if the input's shape does not.
+    TypeError
+        At the call, if the input is not a floating-point tensor.
+
+    Notes
+    -----
+    `stride`, `padding`, `dilation`, `groups` and `engine` may be changed afterwards, as Conv2d's.
+    What chooses the taps is read-only.
+
+    Examples
+    --------
+    A row at the bin itself, one an octave above it, and one 3 bins below:
+
+    >>> from harmonic_lowering import FrequencyTaps
+    >>> taps = FrequencyTaps(slopes=(1, 2, 1), offsets=(0, 0, -3))
+    >>> layer = FrequencyTapConv2d(2, 16, kernel_size=3, padding=1, taps=taps)
+    >>> layer(torch.randn(8, 2, 257, 100)).shape
+    torch.Size([8, 16, 257, 100])
     """
 
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: str | tuple[int, int]
     dilation: tuple[int, int]
+    taps: FrequencyTaps
+    _geometry: Geometry
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: tuple[int, int],
-        stride: IntPair,
-        padding: IntPair | str,
-        dilation: IntPair,
-        groups: int,
-        bias: bool,
-        padding_mode: str,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: IntPair | str = 0,
+        dilation: IntPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         taps: FrequencyTaps,
-        anchor: int | Sequence[int],
-        engine: str,
+        engine: str = "auto",
     ) -> None:
-        in_channels = as_count("in_channels", in_channels)
-        out_channels = as_count("out_channels", out_channels)
-        groups = as_count("groups", groups)
-        if in_channels % groups or out_channels % groups:
+        check_layer(in_channels, out_channels, groups, padding_mode, dtype)
+        engines.check_name(engine)
+        rows, frames = as_pair("kernel_size", kernel_size)
+        geometry = geometry_of(taps, stride, padding, dilation, groups, frames)
+        if rows != len(taps):
             raise ValueError(
-                f"groups must divide in_channels and out_channels, got groups={groups}, "
-                f"in_channels={in_channels}, out_channels={out_channels}"
+                f"kernel_size must have one row for each of the {len(taps)} taps, got {rows} rows: "
+                f"use kernel_size=({len(taps)}, {frames})"
             )
-        if padding_mode != "zeros":
-            raise ValueError(
-                f"padding_mode must be 'zeros', got {padding_mode!r}: pad the time axis with "
-                "torch.nn.functional.pad before the layer for another mode"
-            )
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(
-                f"dtype must be a floating-point dtype, got {dtype}: give the real and the "
-                "imaginary part of a complex spectrogram as two channels"
-            )
-        engines.choose(engine)
-        strides = pair("stride", stride)
-        frames = time_only("dilation", dilation, frequency=1)
-        total = time_padding(padding, kernel_size[1], frames, strides)
         super().__init__(
             in_channels,
             out_channels,
-            (len(taps), kernel_size[1]),
-            strides,
-            padding if isinstance(padding, str) else (0, total // 2),
-            (1, frames),
+            (rows, frames),
+            geometry.stride,
+            padding if isinstance(padding, str) else (0, geometry.padding[0]),
+            (1, geometry.dilation),
             groups,
             bias,
             "zeros",
             device,
             dtype,
         )
-        self.kernel_size = kernel_size
         self.taps = taps
-        anchors = as_anchors(anchor)
-        self.anchor = anchors if isinstance(anchor, Sequence) else anchors[0]
         self.engine = engine
+        self._geometry = geometry
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, and let the layer compute accordingly or refuse."""
+        if "_geometry" in self.__dict__:  # after construction
+            if name in _TAPS:
+                raise AttributeError(
+                    f"{name} is read-only, because it decides what the weights mean: build a new "
+                    "layer, and carry the weights over with load_state_dict if they fit"
+                )
+            if name == "engine":
+                engines.check_name(value)
+            if name in _GEOMETRY:
+                arguments = {key: getattr(self, key) for key in _GEOMETRY} | {name: value}
+                frames = self.kernel_size[1]
+                geometry = geometry_of(self.taps, *arguments.values(), frames)
+                self.__dict__["_geometry"] = geometry
+                value = {
+                    "stride": geometry.stride,
+                    "padding": value if isinstance(value, str) else (0, geometry.padding[0]),
+                    "dilation": (1, geometry.dilation),
+                    "groups": geometry.groups,
+                }[name]
+        super().__setattr__(name, value)
+
+    def engine_for(self, input: Tensor) -> engines.Choice:
+        """Return the engine that this layer would use for `input`, and why."""
+        return engines.choose(self.engine, input, self.weight, self.bias)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return convolve(input, weight, bias, self._geometry, self.engine)
+
+    def extra_repr(self) -> str:
+        """Return Conv2d's line, and what is not the default of this layer."""
+        text: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        for name, default in self._shown.items():
+            value = getattr(self, name)
+            if value != default:
+                is_tuple = isinstance(value, tuple)
+                shown = f"({', '.join(map(str, value))})" if is_tuple else str(value)
+                text += f", {name}={shown}"
+        return text
+
+    _shown: ClassVar[dict[str, Any]] = {"engine": "auto"}
+
+
+_GEOMETRY = ("stride", "padding", "dilation", "groups")
+_TAPS = {
+    "taps", "kernel_size", "padding_mode", "anchor", "harmonics", "origin", "interpolation",
+    "bins_per_octave", "shifts",
+}  # fmt: skip
+
+
+class _AnchoredConv2d(FrequencyTapConv2d):
+    """What `HarmonicConv2d` and `LogHarmonicConv2d` share: one anchor, or a mixture of several.
+
+    With several anchors `kernel_size` is that of one anchor's kernel, and the weight has the rows
+    of all of them.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        *arguments: Any,
+        taps: FrequencyTaps,
+        anchor: int | Sequence[int],
+        engine: str,
+        **choices: Any,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            (len(taps), kernel_size[1]),
+            *arguments,
+            taps=taps,
+            engine=engine,
+        )
+        anchors = as_anchors(anchor)
+        is_mixture = isinstance(anchor, Sequence)
+        choices["anchor"] = anchors if is_mixture else anchors[0]
+        self.__dict__.update(kernel_size=kernel_size, **choices)
         # w_n of Σ_n w_n·(X ∗_n K_n). It starts at 1: the initialisation of the weight has already
         # counted the rows of all anchors.
-        self.anchor_weight = (
-            None
-            if isinstance(self.anchor, int)
-            else nn.Parameter(torch.ones(len(self.anchor), device=device, dtype=dtype))
-        )
+        mixture = torch.ones(len(anchors), device=self.weight.device, dtype=self.weight.dtype)
+        self.anchor_weight = nn.Parameter(mixture) if is_mixture else None
+
+    anchor: int | tuple[int, ...]
+    anchor_weight: nn.Parameter | None
 
     def reset_parameters(self) -> None:
         """Initialise as `Conv2d` does, and the weights of the anchors with 1."""
@@ -102,43 +211,13 @@ class FrequencyTapConv2d(nn.Conv2d):
         if anchor_weight is not None:
             nn.init.ones_(anchor_weight)
 
-    def engine_for(self, input: Tensor) -> engines.Choice:
-        """Return the engine that this layer would use for `input`, and why."""
-        return engines.choose(self.engine, input, self.weight, self.bias)
-
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if input.ndim in (3, 4) and input.shape[-3] != self.in_channels:
-            raise ValueError(
-                f"this layer takes {self.in_channels} channels, got an input of shape "
-                f"{tuple(input.shape)} (batch, channel, freq, time)"
-            )
-        return frequency_tap_conv2d(
-            input,
-            mix_anchors(weight, self.anchor_weight, self.anchor),
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            taps=self.taps,
-            engine=self.engine,
-        )
-
-    def extra_repr(self) -> str:
-        """Return Conv2d's line, and what is not the default of this layer."""
-        text = str(super().extra_repr())  # type: ignore[no-untyped-call]
-        for name, default in self._shown.items():
-            value = getattr(self, name)
-            if value != default:
-                is_tuple = isinstance(value, tuple)
-                shown = f"({', '.join(map(str, value))})" if is_tuple else str(value)
-                text += f", {name}={shown}"
-        return text
-
-    _shown: ClassVar[dict[str, Any]] = {}
+        if self.anchor_weight is not None:
+            weight = mix_anchors(weight, self.anchor_weight, self.anchor)
+        return super()._conv_forward(input, weight, bias)
 
 
-class HarmonicConv2d(FrequencyTapConv2d):
+class HarmonicConv2d(_AnchoredConv2d):
     r"""Same as `torch.nn.Conv2d`, but the kernel's rows read harmonics of a linear-frequency input.
 
     Kernel row k = 1 … K sees the k-th harmonic of a sound whose `anchor`-th harmonic lies at the
@@ -251,7 +330,7 @@ class HarmonicConv2d(FrequencyTapConv2d):
         interpolation: Interpolation = "linear",
         engine: str = "auto",
     ) -> None:
-        size = pair("kernel_size", kernel_size)
+        size = as_pair("kernel_size", kernel_size)
         if harmonics is not None:
             harmonics = as_sequence("harmonics", harmonics)
         super().__init__(
@@ -267,26 +346,29 @@ class HarmonicConv2d(FrequencyTapConv2d):
             device,
             dtype,
             taps=harmonic_taps(size[0], anchor, harmonics, origin, interpolation),
-            anchor=anchor,
             engine=engine,
+            anchor=anchor,
+            harmonics=harmonics,
+            origin=origin,
+            interpolation=interpolation,
         )
-        self.harmonics = harmonics
-        self.origin = origin
-        self.interpolation = interpolation
+
+    harmonics: tuple[Ratio, ...] | None
+    origin: Ratio
+    interpolation: Interpolation
 
 
-class LogHarmonicConv2d(FrequencyTapConv2d):
+class LogHarmonicConv2d(_AnchoredConv2d):
     r"""Same as `torch.nn.Conv2d`, but the kernel's rows read harmonics of a log-frequency input.
 
-    On the axis ``f(x) = A·log_C(B·x)`` harmonics lie at the same distances from every bin, so each
-    kernel row reads a shifted copy of the input:
+    Harmonics lie at the same distances from every bin, so each kernel row reads a shifted copy of
+    the input:
 
     .. math::
         Y[b, o, f, t] = \mathrm{bias}[o] + \sum_{c, k, τ} W[o, c, k, τ] \,
-            \tilde X[b, c, f + A \log_C \tfrac{k}{n}, t + τ]
+            \tilde X[b, c, f + A \log_2 \tfrac{k}{n}, t + τ]
 
-    One of `bins_per_octave`, `out_log_scale` (with `in_log_scale` and `radix`) or `shifts` is
-    needed.
+    with A bins to the octave. One of `bins_per_octave` and `shifts` is needed.
 
     Parameters
     ----------
@@ -295,13 +377,7 @@ class LogHarmonicConv2d(FrequencyTapConv2d):
     device, dtype, anchor, harmonics, engine
         As in `HarmonicConv2d`.
     bins_per_octave : float > 0
-        Resolution of a constant-Q spectrogram: A with C = 2.
-    out_log_scale : float > 0
-        A.
-    in_log_scale : float > 0
-        B, which cancels; kept because it is part of the axis' definition.
-    radix : float > 1
-        C; ``None`` is e.
+        Resolution of the frequency axis, for example of a constant-Q spectrogram.
     shifts : sequence of float
         The distance in bins that each kernel row reads at.
     interpolation : {"linear", "nearest"}
@@ -328,9 +404,6 @@ class LogHarmonicConv2d(FrequencyTapConv2d):
         "anchor": 1,
         "harmonics": None,
         "bins_per_octave": None,
-        "out_log_scale": None,
-        "in_log_scale": None,
-        "radix": None,
         "shifts": None,
         "interpolation": "linear",
         "engine": "auto",
@@ -353,29 +426,16 @@ class LogHarmonicConv2d(FrequencyTapConv2d):
         anchor: int | Sequence[int] = 1,
         harmonics: Sequence[Ratio] | None = None,
         bins_per_octave: float | None = None,
-        out_log_scale: float | None = None,
-        in_log_scale: float | None = None,
-        radix: float | None = None,
         shifts: Sequence[Ratio] | None = None,
         interpolation: Interpolation = "linear",
         engine: str = "auto",
     ) -> None:
-        size = pair("kernel_size", kernel_size)
+        size = as_pair("kernel_size", kernel_size)
         if harmonics is not None:
             harmonics = as_sequence("harmonics", harmonics)
         if shifts is not None:
             shifts = as_sequence("shifts", shifts)
-        taps = log_harmonic_taps(
-            size[0],
-            anchor,
-            harmonics,
-            bins_per_octave,
-            out_log_scale,
-            in_log_scale,
-            radix,
-            shifts,
-            interpolation,
-        )
+        taps = log_harmonic_taps(size[0], anchor, harmonics, bins_per_octave, shifts, interpolation)
         super().__init__(
             in_channels,
             out_channels,
@@ -389,16 +449,18 @@ class LogHarmonicConv2d(FrequencyTapConv2d):
             device,
             dtype,
             taps=taps,
-            anchor=anchor,
             engine=engine,
+            anchor=anchor,
+            harmonics=harmonics,
+            bins_per_octave=bins_per_octave,
+            shifts=shifts,
+            interpolation=interpolation,
         )
-        self.harmonics = harmonics
-        self.bins_per_octave = bins_per_octave
-        self.out_log_scale = out_log_scale
-        self.in_log_scale = in_log_scale
-        self.radix = radix
-        self.shifts = shifts
-        self.interpolation = interpolation
+
+    harmonics: tuple[Ratio, ...] | None
+    bins_per_octave: float | None
+    shifts: tuple[Ratio, ...] | None
+    interpolation: Interpolation
 
 
 class HarmonicLowering(nn.Module):
@@ -441,7 +503,7 @@ class LogHarmonicLowering(nn.Module):
 
     Parameters
     ----------
-    n_harmonics, anchor, harmonics, bins_per_octave, out_log_scale, in_log_scale, radix, shifts
+    n_harmonics, anchor, harmonics, bins_per_octave, shifts
         As in `log_harmonic_lowering`, which this is as a module.
     interpolation : {"linear", "nearest"}
         As there.
@@ -464,23 +526,12 @@ class LogHarmonicLowering(nn.Module):
         anchor: int | Sequence[int] = 1,
         harmonics: Sequence[Ratio] | None = None,
         bins_per_octave: float | None = None,
-        out_log_scale: float | None = None,
-        in_log_scale: float | None = None,
-        radix: float | None = None,
         shifts: Sequence[Ratio] | None = None,
         interpolation: Interpolation = "linear",
     ) -> None:
         super().__init__()
         self.taps = log_harmonic_taps(
-            n_harmonics,
-            anchor,
-            harmonics,
-            bins_per_octave,
-            out_log_scale,
-            in_log_scale,
-            radix,
-            shifts,
-            interpolation,
+            n_harmonics, anchor, harmonics, bins_per_octave, shifts, interpolation
         )
 
     def forward(self, input: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import as_count
 from .optional import import_optional
 from .spectral import Stft
-from .taps import FrequencyTaps, as_count
+from .taps import FrequencyTaps
 
 __all__ = ["plot_spectrograms", "plot_taps"]
 

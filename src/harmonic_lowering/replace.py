@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .checks import Ratio
 from .modules import FrequencyTapConv2d, HarmonicConv2d
-from .taps import Ratio
 
 __all__ = ["Swap", "SwapReport", "replace_conv2d"]
 
@@ -149,7 +149,7 @@ def replace_conv2d(
     outcomes: list[Swap] = []
     replacements: dict[nn.Module | None, nn.Module] = {}
     for conv, aliases in names.items():
-        obstacle = _obstacle(conv) if chosen(aliases, conv) else "it was not selected"
+        obstacle = _unsupported_reason(conv) if chosen(aliases, conv) else "it was not selected"
         if obstacle is None:
             arguments = dict(harmonic)
             here = next((o for pattern, o in origins.items() if _fits(aliases, pattern)), 0)
@@ -200,7 +200,7 @@ def _fits(aliases: Iterable[str], pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in aliases)
 
 
-def _obstacle(conv: nn.Conv2d) -> str | None:
+def _unsupported_reason(conv: nn.Conv2d) -> str | None:
     """Return why there is no harmonic layer of the same shape, or None."""
     rows = conv.kernel_size[0]
     has_hooks = any(held for name, held in vars(conv).items() if name.endswith("_hooks"))

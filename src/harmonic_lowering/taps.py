@@ -10,9 +10,9 @@ kernel row at ratio ``r`` has to read the frequency ``r·(f + o)·Δ``, which is
 
     linear frequency axis       a = r,  b = o·(r − 1)
 
-On a logarithmic axis ``f(x) = A·log_C(B·x)`` multiplication is a shift, and B cancels:
+On a logarithmic axis with ``A`` bins to the octave multiplication is a shift:
 
-    logarithmic frequency axis  a = 1,  b = A·log_C(r)
+    logarithmic frequency axis  a = 1,  b = A·log_2(r)
 
 Slopes and offsets are `fractions.Fraction`. Every float is a fraction too, so that there is one
 way to compute a position and it does not round: in float32, 3/7 · 2000 is off by 6e-5 of a bin.
@@ -21,23 +21,37 @@ way to compute a position and it does not round: in float32, 3/7 · 2000 is off 
 from __future__ import annotations
 
 import math
-import operator
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from numbers import Rational, Real
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-__all__ = ["FrequencyTaps", "Interpolation", "Ratio", "TapRows", "origin_after_pooling"]
+from ._torch import constant_object
+from .checks import (
+    LARGEST_DENOMINATOR,
+    Ratio,
+    as_anchors,
+    as_count,
+    as_fraction,
+    as_positive,
+    as_ratio,
+    as_sequence,
+)
+
+__all__ = [
+    "FrequencyTaps",
+    "Interpolation",
+    "TapRows",
+    "harmonic_ratios",
+    "harmonic_taps",
+    "log_harmonic_taps",
+    "origin_after_pooling",
+]
 
 Interpolation = Literal["linear", "nearest"]
-Ratio = int | float | Fraction
-"""A frequency ratio. A float that is the float nearest to a fraction with a small denominator
-(``1 / 3``) is read as that fraction."""
 
-_LARGEST_DENOMINATOR = 4096
 # Log shifts are the product of a float and a logarithm: a result this close to a whole number is
 # that number with rounding noise, and reading two rows instead of one for 1e-13 of a bin is waste.
 _SHIFT_NOISE = 2.0**-40
@@ -190,10 +204,7 @@ class FrequencyTaps:
         n_harmonics: int,
         anchor: int | Sequence[int] = 1,
         *,
-        bins_per_octave: float | None = None,
-        out_log_scale: float | None = None,
-        in_log_scale: float | None = None,
-        radix: float | None = None,
+        bins_per_octave: float,
         interpolation: Interpolation = "linear",
     ) -> FrequencyTaps:
         """Taps at the ratios ``k/n`` on a logarithmic frequency axis: shifts.
@@ -203,17 +214,12 @@ class FrequencyTaps:
         n_harmonics, anchor, interpolation
             As in `harmonic`.
         bins_per_octave : float > 0
-            The resolution of a constant-Q spectrogram; or else
-        out_log_scale, in_log_scale, radix : float
-            A, B and C of ``f(x) = A·log_C(B·x)``, A > 0, B > 0 (it cancels), C > 1
-            (``None`` is e).
+            Resolution of the axis, for example of a constant-Q spectrogram. On the axis
+            ``A·log_C(B·x)`` it is ``A·log_C(2)``.
         """
         return cls.log_from_ratios(
             harmonic_ratios(n_harmonics, anchor),
             bins_per_octave=bins_per_octave,
-            out_log_scale=out_log_scale,
-            in_log_scale=in_log_scale,
-            radix=radix,
             interpolation=interpolation,
         )
 
@@ -222,10 +228,7 @@ class FrequencyTaps:
         cls,
         ratios: Sequence[Ratio],
         *,
-        bins_per_octave: float | None = None,
-        out_log_scale: float | None = None,
-        in_log_scale: float | None = None,
-        radix: float | None = None,
+        bins_per_octave: float,
         interpolation: Interpolation = "linear",
     ) -> FrequencyTaps:
         """Taps at explicit frequency ratios on a logarithmic axis; see `log_harmonic`.
@@ -240,10 +243,10 @@ class FrequencyTaps:
         >>> [rows.lower[0] - rows.start for rows in taps.rows(n_bins=200)]
         [0, 48, 76, 96, 111, 124, 135, 144, 152, 159, 166, 172]
         """
-        scale, base = _log_axis(bins_per_octave, out_log_scale, in_log_scale, radix)
+        scale = as_positive("bins_per_octave", bins_per_octave)
         shifts = []
         for ratio in as_sequence("harmonics", ratios):
-            shift = scale * _log(as_ratio(ratio), base)
+            shift = scale * _log2(as_ratio(ratio))
             whole = round(shift)
             is_noise = abs(shift - whole) <= _SHIFT_NOISE * max(1.0, abs(shift))
             shifts.append(whole if is_noise else shift)
@@ -299,6 +302,7 @@ class FrequencyTaps:
 
     def dead(self, n_bins: int) -> tuple[int, ...]:
         """Return the taps that read nothing at any of `n_bins` bins."""
+        n_bins = as_count("n_bins", n_bins, least=0)
         return tuple(tap for tap in range(len(self)) if not self.live_range(tap, n_bins))
 
     def live_share(self, n_bins: int) -> float:
@@ -319,6 +323,25 @@ class FrequencyTaps:
         The rows are counted in the output: output row i is bin ``i·stride`` of the input.
         """
         return _rows(self, as_count("n_bins", n_bins, least=0), as_count("stride", stride))
+
+    @cached_property
+    def text(self) -> str:
+        """The taps as one line of text, from which `from_text` makes them again.
+
+        It is how operators of compiled and exported graphs carry them.
+
+        Examples
+        --------
+        >>> FrequencyTaps.harmonic(3, anchor=2, origin=1).text
+        'linear 1/2,-1/2 1,0 3/2,1/2'
+        """
+        lines = (f"{a},{b}" for a, b in zip(self.slopes, self.offsets, strict=True))
+        return " ".join((self.interpolation, *lines))
+
+    @classmethod
+    def from_text(cls, text: str) -> FrequencyTaps:
+        """Return the taps that `text` describes."""
+        return _from_text(text)
 
     def describe(self, tap: int) -> str:
         """Return where a tap reads, in words."""
@@ -365,7 +388,100 @@ def origin_after_pooling(
     return (as_fraction("origin", origin) + centre) / factor
 
 
-# -------------------------------------------------------------------- the plan, computed once
+# -------------------------------------------------------------------- the arguments of layers
+
+
+def harmonic_ratios(n_harmonics: int, anchor: int | Sequence[int]) -> tuple[Fraction, ...]:
+    """Return ``k/n`` for every anchor n and, within it, every harmonic k = 1 … `n_harmonics`."""
+    n_harmonics = as_count("the number of harmonics (kernel rows)", n_harmonics)
+    return tuple(Fraction(k, n) for n in as_anchors(anchor) for k in range(1, n_harmonics + 1))
+
+
+@constant_object
+def harmonic_taps(
+    n_rows: int | None,
+    anchor: int | Sequence[int],
+    harmonics: Sequence[Ratio] | None,
+    origin: Ratio,
+    interpolation: Interpolation,
+    rows_of_all_anchors: bool = False,
+) -> FrequencyTaps:
+    """Return the taps that a layer's arguments stand for, on a linear axis.
+
+    `n_rows` counts the rows of one anchor's kernel, or of all anchors' together.
+    """
+    ratios = _ratios(n_rows, anchor, harmonics, rows_of_all_anchors)
+    return FrequencyTaps.from_ratios(ratios, origin, interpolation)
+
+
+@constant_object
+def log_harmonic_taps(
+    n_rows: int | None,
+    anchor: int | Sequence[int],
+    harmonics: Sequence[Ratio] | None,
+    bins_per_octave: float | None,
+    shifts: Sequence[Ratio] | None,
+    interpolation: Interpolation,
+    rows_of_all_anchors: bool = False,
+) -> FrequencyTaps:
+    """Return the taps that a layer's arguments stand for, on a logarithmic axis."""
+    if shifts is None:
+        if bins_per_octave is None:
+            raise ValueError(
+                "a logarithmic frequency axis needs its resolution: give bins_per_octave=, "
+                "or shifts="
+            )
+        return FrequencyTaps.log_from_ratios(
+            _ratios(n_rows, anchor, harmonics, rows_of_all_anchors),
+            bins_per_octave=bins_per_octave,
+            interpolation=interpolation,
+        )
+    if bins_per_octave is not None or harmonics is not None or as_anchors(anchor) != (1,):
+        raise ValueError(
+            "shifts already says where every row reads: give it without anchor, harmonics "
+            "and bins_per_octave"
+        )
+    _check_rows("shifts", shifts, n_rows)
+    return FrequencyTaps.from_shifts(shifts, interpolation)
+
+
+def _ratios(
+    n_rows: int | None,
+    anchor: int | Sequence[int],
+    harmonics: Sequence[Ratio] | None,
+    rows_of_all_anchors: bool,
+) -> Sequence[Ratio]:
+    anchors = as_anchors(anchor)
+    if harmonics is not None:
+        if anchors != (1,):
+            raise ValueError(
+                f"give anchor or harmonics, not both, got anchors {anchors!r} and "
+                f"harmonics={harmonics!r}: with an anchor n the ratios are k/n"
+            )
+        _check_rows("harmonics", harmonics, n_rows)
+        return harmonics
+    if n_rows is None:
+        raise ValueError("give n_harmonics, or harmonics=")
+    if rows_of_all_anchors:
+        if n_rows % len(anchors):
+            raise ValueError(
+                f"a weight with {n_rows} rows does not divide among {len(anchors)} anchors: it "
+                "needs the rows of the first anchor's kernel, then those of the second, …"
+            )
+        n_rows //= len(anchors)
+    return harmonic_ratios(n_rows, anchors)
+
+
+def _check_rows(name: str, entries: Sequence[Ratio], n_rows: int | None) -> None:
+    n_entries = len(as_sequence(name, entries))
+    if n_rows is not None and n_rows != n_entries:
+        raise ValueError(
+            f"{name} must have one entry for each kernel row, got {n_entries} entries for "
+            f"{n_rows} rows: use kernel_size=({n_entries}, frames)"
+        )
+
+
+# -------------------------------------------------------------------- computed once
 
 
 @lru_cache(maxsize=64)  # the engines keep what they make of it
@@ -400,123 +516,19 @@ def _merged(taps: FrequencyTaps) -> tuple[FrequencyTaps, tuple[int, ...]]:
     return FrequencyTaps(slopes, offsets, taps.interpolation), index
 
 
-# -------------------------------------------------------------------- reading arguments
+@lru_cache(maxsize=1024)
+def _from_text(text: str) -> FrequencyTaps:
+    interpolation, *lines = text.split(" ")
+    slopes, offsets = zip(*(map(Fraction, line.split(",")) for line in lines), strict=True)
+    return FrequencyTaps(slopes, offsets, interpolation)  # type: ignore[arg-type]
 
 
-def harmonic_ratios(n_harmonics: int, anchor: int | Sequence[int]) -> tuple[Fraction, ...]:
-    """Return ``k/n`` for every anchor n and, within it, every harmonic k = 1 … `n_harmonics`."""
-    n_harmonics = as_count("the number of harmonics (kernel rows)", n_harmonics)
-    return tuple(Fraction(k, n) for n in as_anchors(anchor) for k in range(1, n_harmonics + 1))
-
-
-def as_anchors(anchor: int | Sequence[int]) -> tuple[int, ...]:
-    """Return the anchors as a tuple, checked."""
-    if isinstance(anchor, Sequence) and not isinstance(anchor, str):
-        if not anchor:
-            raise ValueError("anchor must be an int >= 1 or several of them, got an empty sequence")
-        return tuple(as_count("anchor", n) for n in anchor)
-    return (as_count("anchor", anchor),)
-
-
-def as_int(value: Any) -> int:
-    """Return an int, also numpy's, as Python's; raise TypeError for anything else."""
-    if isinstance(value, bool):
-        raise TypeError("a bool is not meant as a number")
-    return operator.index(value)
-
-
-def as_count(name: str, value: object, least: int = 1) -> int:
-    """Return `value` if it is an int, at least `least`."""
-    try:
-        count = as_int(value)
-    except TypeError:
-        count = least - 1
-    if count < least:
-        raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
-    return count
-
-
-def as_sequence(name: str, values: Sequence[Ratio]) -> tuple[Ratio, ...]:
-    """Return `values` as a tuple of at least one entry."""
-    try:
-        entries = tuple(values)
-    except TypeError:
-        entries = ()
-    if not entries:
-        raise ValueError(f"{name} must be a sequence of at least one number, got {values!r}")
-    return entries
-
-
-def as_fraction(name: str, value: object) -> Fraction:
-    """Return a finite number as the fraction it is; 1/3 typed as a float is meant as 1/3."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
-        is_tensor = hasattr(value, "item") and not isinstance(value, Real)
-        hint = ": take the number out of it with .item()" if is_tensor else ""
-        raise ValueError(f"{name} must be a finite number, got {value!r}{hint}")
-    if isinstance(value, Rational):
-        return Fraction(int(value.numerator), int(value.denominator))
-    exact = Fraction(float(value))
-    simple = exact.limit_denominator(_LARGEST_DENOMINATOR)
-    return simple if float(simple) == float(value) else exact
-
-
-def _is_finite(value: Real) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int that no float can hold
-        return False
-
-
-def as_ratio(value: object) -> Fraction:
-    """Return a frequency ratio as a fraction, checked to be above 0."""
-    ratio = as_fraction("a harmonic ratio", value)
-    if ratio <= 0:
-        raise ValueError(f"a harmonic ratio must be > 0, got {value!r}")
-    return ratio
-
-
-def _log_axis(
-    bins_per_octave: float | None,
-    out_log_scale: float | None,
-    in_log_scale: float | None,
-    radix: float | None,
-) -> tuple[float, float | None]:
-    """Return A and C of ``f(x) = A·log_C(B·x)``; B is checked and cancels."""
-    if bins_per_octave is not None:
-        if (out_log_scale, in_log_scale, radix) != (None, None, None):
-            raise ValueError(
-                "give bins_per_octave, or out_log_scale with in_log_scale and radix, not both, "
-                f"got bins_per_octave={bins_per_octave!r}, out_log_scale={out_log_scale!r}, "
-                f"in_log_scale={in_log_scale!r}, radix={radix!r}"
-            )
-        return _positive("bins_per_octave", bins_per_octave), 2
-    if out_log_scale is None:
-        raise ValueError(
-            "a logarithmic frequency axis needs its resolution: give bins_per_octave=, "
-            "or out_log_scale= (A of A·log_C(B·x)), or shifts="
-        )
-    if in_log_scale is not None:
-        _positive("in_log_scale", in_log_scale)
-    if radix is not None and _positive("radix", radix) <= 1:
-        raise ValueError(f"radix must be > 1, got {radix!r}")
-    return _positive("out_log_scale", out_log_scale), radix
-
-
-def _positive(name: str, value: object) -> float:
-    if not as_fraction(name, value) > 0:
-        raise ValueError(f"{name} must be > 0, got {value!r}")
-    return float(value)  # type: ignore[arg-type]  # as_fraction has checked that it is a number
-
-
-def _log(ratio: Fraction, base: float | None) -> float:
+def _log2(ratio: Fraction) -> float:
     # numerator and denominator apart: their logarithms are exact for powers of two
-    if base == 2:
-        return math.log2(ratio.numerator) - math.log2(ratio.denominator)
-    natural = math.log(ratio.numerator) - math.log(ratio.denominator)
-    return natural if base is None else natural / math.log(base)
+    return math.log2(ratio.numerator) - math.log2(ratio.denominator)
 
 
 def _short(value: Fraction) -> str:
     text = str(value)
-    is_short = value.denominator <= _LARGEST_DENOMINATOR and len(text) <= 12
+    is_short = value.denominator <= LARGEST_DENOMINATOR and len(text) <= 12
     return text if is_short else f"{float(value):.6g}"

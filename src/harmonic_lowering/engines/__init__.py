@@ -1,12 +1,13 @@
 """The same convolution, several ways.
 
-Every engine is a function ``convolve(input, weight, bias, taps, stride, padding, dilation,
-groups)`` of one formula, the one in `engines.reference`:
+Every engine is a module with a function ``convolve(input, weight, bias, geometry)`` of one formula,
+the one in `engines.reference`:
 
-    input (B, C, F, T), weight (O, C/g, K, K_t), bias (O) or None, K = len(taps)
+    input (B, C, F, T), weight (O, C/g, K, K_t), bias (O) or None, K = len(geometry.taps)
     → (B, O, ceil(F / stride_f), T')
 
-with `stride` a pair (frequency, time), and `padding` (on both sides) and `dilation` in time.
+and a function ``unsupported_reason(*tensors)``: what keeps the engine from computing with these
+tensors (or, with none, on this machine), or None.
 """
 
 from __future__ import annotations
@@ -16,28 +17,33 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..taps import FrequencyTaps
+from .. import _torch
 from . import blocked, lowering, reference
+from .fallback import stock_reason
+from .geometry import Geometry, geometry_of
 from .native import engine as native
 
-__all__ = ["ENGINES", "Choice", "choose", "engine_of_a_call"]
+__all__ = [
+    "ENGINES",
+    "Choice",
+    "Geometry",
+    "choose",
+    "convolve",
+    "geometry_of",
+    "unsupported_reason",
+]
 
 
-class Convolve(Protocol):
+class Engine(Protocol):
     """What an engine is."""
 
-    def __call__(
-        self,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        taps: FrequencyTaps,
-        stride: tuple[int, int],
-        padding: int,
-        dilation: int,
-        groups: int,
+    def convolve(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
     ) -> Tensor:
         """Convolve `input` with `weight`."""
+
+    def unsupported_reason(self, *tensors: Tensor) -> str | None:
+        """Return what keeps the engine from computing with `tensors`, or None."""
 
 
 class Choice(NamedTuple):
@@ -47,16 +53,28 @@ class Choice(NamedTuple):
     reason: str
 
 
-ENGINES: dict[str, Convolve] = {
-    "reference": reference.convolve,
-    "lowering": lowering.convolve,
-    "blocked": blocked.convolve,
-    "native": native.convolve,
+ENGINES: dict[str, Engine] = {
+    "reference": reference,
+    "lowering": lowering,
+    "blocked": blocked,
+    "native": native,
 }
 
 # Below this a lowered tensor costs less than dividing the work.
 SMALL_BYTES = {"cpu": 1 << 20}
 SMALL_BYTES_ELSEWHERE = 256 << 20
+
+
+def unsupported_reason(engine: str) -> str | None:
+    """Return why an engine cannot run on this machine at all, or None."""
+    check_name(engine)
+    return ENGINES[engine].unsupported_reason()
+
+
+def check_name(engine: str) -> None:
+    """Check the name of an engine."""
+    if not isinstance(engine, str) or (engine != "auto" and engine not in ENGINES):
+        raise ValueError(f"engine must be 'auto' or one of {list(ENGINES)}, got {engine!r}")
 
 
 def choose(
@@ -67,38 +85,36 @@ def choose(
 ) -> Choice:
     """Return the engine that a call with ``engine=engine`` and these tensors uses, and why.
 
-    The rule of ``engine="auto"``: the native core where it is built and can run; else slabs where
-    the lowered tensor is large; else the lowered tensor.
+    The rule of ``engine="auto"``: the native core where it can run; else slabs where the lowered
+    tensor is large; else the lowered tensor.
     """
+    check_name(engine)
     if engine != "auto":
-        if engine not in ENGINES:
-            raise ValueError(f"engine must be 'auto' or one of {list(ENGINES)}, got {engine!r}")
-        return Choice(engine, "it was asked for")
+        return Choice(engine, "it was requested explicitly")
     if input is None or weight is None:
         return Choice("lowering", "it runs anywhere and is differentiable any number of times")
-    if reason := blocked.why_not(input, weight, bias):
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    if reason := stock_reason(*tensors):
         return Choice("lowering", reason)
-    if input.dtype in (torch.bfloat16, torch.float16) and _has_matrix_units(input):
-        no_native = "torch's own convolutions use this processor's matrix units for half types"
-    else:
-        tensors = (input, weight) if bias is None else (input, weight, bias)
-        no_native = native.cannot(*tensors) or ""
-    if not no_native:
-        return Choice("native", "the native core is built and can run this call")
+    reason = native.unsupported_reason(*tensors)
+    if reason is None and input.dtype in _HALF and _torch.has_matrix_units():
+        reason = "torch's own convolutions use this processor's matrix units for half types"
+    if reason is None:
+        return Choice("native", "the native core can run this call")
+    if why_not_blocked := blocked.unsupported_reason(*tensors):
+        return Choice("lowering", f"{reason}; as for the engine 'blocked', {why_not_blocked}")
     lowered = input.numel() * weight.shape[2] * input.element_size()
     if lowered <= SMALL_BYTES.get(input.device.type, SMALL_BYTES_ELSEWHERE):
-        return Choice("lowering", f"the lowered tensor is small: {lowered} bytes; {no_native}")
-    return Choice("blocked", f"the lowered tensor would take {lowered} bytes; {no_native}")
+        return Choice("lowering", f"{reason}; and the lowered tensor is small: {lowered} bytes")
+    return Choice("blocked", f"{reason}; and the lowered tensor would take {lowered} bytes")
 
 
-def engine_of_a_call(engine: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> Convolve:
-    """Return the function of the engine that `choose` chooses."""
-    name = choose(engine, input, weight, bias).engine
-    if name == "native" != engine:  # chosen by what native.convolve would ask again
-        return native.convolve_unchecked
-    return ENGINES[name]
+_HALF = (torch.bfloat16, torch.float16)
 
 
-def _has_matrix_units(input: Tensor) -> bool:
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return input.device.type == "cpu" and probe is not None and bool(probe())
+def convolve(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, engine: str
+) -> Tensor:
+    """Convolve with the engine that `choose` chooses."""
+    chosen = choose(engine, input, weight, bias).engine
+    return ENGINES[chosen].convolve(input, weight, bias, geometry)

@@ -21,17 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..taps import FrequencyTaps, TapRows
-from .handover import (
-    Geometry,
-    autocast,
-    compute_dtypes,
-    differentiable_again,
-    hands_over,
-    memory_format,
-)
+from . import lowering
+from .fallback import autocast, compute_dtypes, double_backward, is_plain_call
+from .geometry import Geometry
+from .lowering import conv_over_time, memory_format
 from .plans import cached_on_device
 
-__all__ = ["convolve", "why_not"]
+__all__ = ["convolve", "unsupported_reason"]
 
 # What the slabs of one step may take. A CPU's cache holds a few MB; an accelerator wants much work
 # at a time and has the memory for it.
@@ -41,34 +37,23 @@ SLAB_BYTES_ELSEWHERE = 256 << 20
 SMALLEST_BAND = 1 / 24
 
 
-def why_not(input: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Return what keeps this engine from running this call itself, or None."""
-    tensors = [input, weight] if bias is None else [input, weight, bias]
-    if reason := hands_over(*tensors):
-        return reason
+def unsupported_reason(*tensors: Tensor) -> str | None:
+    """Return what keeps this engine from running a call with these tensors itself, or None."""
+    if tensors and not is_plain_call(*tensors):
+        return "it is opaque to compilers, transforms and tensor subclasses"
     if len(compute_dtypes(*tensors)) > 1:
         return f"the dtypes differ: {[str(tensor.dtype) for tensor in tensors]}"
     return None
 
 
-def convolve(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    taps: FrequencyTaps,
-    stride: tuple[int, int] = (1, 1),
-    padding: int = 0,
-    dilation: int = 1,
-    groups: int = 1,
-) -> Tensor:
+def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve slab by slab; the formula is `engines.reference.convolve`'s.
 
-    What it cannot do (a transform, tracing) it hands over to `lowering`, second derivatives too.
+    Calls that it does not support fall back to `lowering`, and so do second derivatives.
     """
-    geometry = Geometry(taps, stride, padding, dilation, groups)
     input, weight, bias = autocast(input, weight, bias)
-    if why_not(input, weight, bias):
-        return geometry.lowering(input, weight, bias)
+    if unsupported_reason(*(t for t in (input, weight, bias) if t is not None)):
+        return lowering.convolve(input, weight, bias, geometry)
     return _Convolution.apply(input, weight, bias, geometry)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -93,8 +78,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, bias = ctx.saved_tensors
         geometry, needs = ctx.geometry, ctx.needs_input_grad
-        if torch.is_grad_enabled():
-            return *differentiable_again(geometry, needs, input, weight, bias, grad), None
+        if torch.is_grad_enabled() or not is_plain_call(grad):
+            return *double_backward(geometry, needs, input, weight, bias, grad), None
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         grad_input = torch.empty_like(input) if needs[0] else None
         sums = [
@@ -108,12 +93,12 @@ class _Convolution(torch.autograd.Function):
             wanted = [t for t, need in zip((x, weight, bias), needs, strict=False) if need]
             with torch.enable_grad():
                 output = _slab(x, weight, bias, geometry)
-            found = iter(torch.autograd.grad(output, wanted, grad[items]))
+            gradients = iter(torch.autograd.grad(output, wanted, grad[items]))
             if grad_input is not None:
-                grad_input[items] = next(found)
+                grad_input[items] = next(gradients)
             for total in sums:
                 if total is not None:
-                    total += next(found)
+                    total += next(gradients)
         narrow = [None if total is None else total.to(input.dtype) for total in sums]
         return grad_input, *narrow, None
 
@@ -129,22 +114,15 @@ def _steps(input: Tensor, weight: Tensor) -> Iterator[slice]:
 
 def _slab(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve some batch items, in differentiable stock operations."""
-    taps, (frequency_stride, _), groups = geometry.taps, geometry.stride, geometry.groups
+    taps, frequency_stride, groups = geometry.taps, geometry.stride[0], geometry.groups
     n_bins, device = input.shape[2], input.device
     plan = layout(taps, n_bins, frequency_stride)
     # (B, F + 1, T, C): channels last whatever the input is, and a row of zeros for what is dead
     rows = F.pad(input.permute(0, 2, 3, 1), (0, 0, 0, 0, 0, 1))
 
     def convolve(slab: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(
-            slab.permute(0, 3, 1, 2),
-            kernel,
-            bias,
-            (1, geometry.stride[1]),
-            (0, geometry.padding),
-            (1, geometry.dilation),
-            groups,
-        )
+        # With one output channel torch's backward refuses a kernel that is not in one piece.
+        return conv_over_time(slab.permute(0, 3, 1, 2), kernel.contiguous(), bias, geometry)
 
     bands = []
     for band in plan.bands:

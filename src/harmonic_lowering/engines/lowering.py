@@ -12,32 +12,28 @@ export come free. The price is memory: a tensor K times the input, kept for the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..taps import FrequencyTaps
+from .geometry import Geometry
 from .plans import cached_on_device
 
-__all__ = ["convolve", "memory_format", "read_taps"]
+__all__ = ["conv_over_time", "convolve", "memory_format", "read_taps", "unsupported_reason"]
 
 
-def convolve(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    taps: FrequencyTaps,
-    stride: tuple[int, int] = (1, 1),
-    padding: int = 0,
-    dilation: int = 1,
-    groups: int = 1,
-) -> Tensor:
+def unsupported_reason(*tensors: Tensor) -> str | None:
+    """Return None: it runs anywhere."""
+
+
+def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Stack, then convolve; the formula is `engines.reference.convolve`'s."""
     # Rows are gathered fastest where each is in one piece; the result's format is Conv2d's again.
-    lowered = read_taps(input.contiguous(), taps, stride[0]).flatten(1, 2)
-    kernel = weight.flatten(1, 2).unsqueeze(2)
-    strides, dilations = (1, stride[1]), (1, dilation)
-    output = F.conv2d(lowered, kernel, bias, strides, (0, padding), dilations, groups)
+    lowered = read_taps(input.contiguous(), geometry.taps, geometry.stride[0]).flatten(1, 2)
+    output = conv_over_time(lowered, weight.flatten(1, 2).unsqueeze(2), bias, geometry)
     return output.contiguous(memory_format=memory_format(input, weight))
 
 
@@ -54,6 +50,45 @@ def read_taps(input: Tensor, taps: FrequencyTaps, stride: int = 1) -> Tensor:
         read = read.to(weight.dtype).mul_(1 - weight).add_(above.mul_(weight)).to(input.dtype)
     batch, channels, _, frames = input.shape
     return read.view(batch, channels, len(taps), -(-input.shape[2] // stride), frames)
+
+
+def conv_over_time(rows: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """Convolve (B, C, F', T) with a kernel (O, C / groups, 1, K_t) that acts on each row alone.
+
+    torch's CPU library is wrong or crashes for some strided convolutions of half types, and where
+    the padding is longer than the input. Such calls pad, cut and step by themselves.
+    """
+    (before, after), stride = geometry.padding, geometry.stride[1]
+    n_frames, kernel_frames = rows.shape[3], kernel.shape[3]
+    is_half = rows.dtype in (torch.bfloat16, torch.float16)
+    if before != after or before >= n_frames or (stride > 1 and (is_half or kernel_frames == 1)):
+        output_frames = geometry.output_frames(n_frames, kernel_frames)
+        needed = (output_frames - 1) * stride + geometry.span(kernel_frames)
+        rows, before = F.pad(rows, (before, needed - before - n_frames)), 0  # or cut at the end
+        if kernel_frames == 1:
+            rows, stride = rows[..., ::stride], 1
+        elif output_frames == 1:
+            stride = 1
+    return F.conv2d(
+        rows, kernel, bias, (1, stride), (0, before), (1, geometry.dilation), geometry.groups
+    )
+
+
+def input_grad(grad: Tensor, weight: Tensor, geometry: Geometry, shape: tuple[int, ...]) -> Tensor:
+    """Return the gradient of an input of `shape`, without autograd."""
+    zeros = weight.new_zeros(shape)
+    return _pull_back(lambda input: convolve(input, weight, None, geometry), zeros, grad)
+
+
+def weight_grad(input: Tensor, grad: Tensor, geometry: Geometry, shape: tuple[int, ...]) -> Tensor:
+    """Return the gradient of a weight of `shape`, without autograd."""
+    zeros = input.new_zeros(shape)
+    return _pull_back(lambda weight: convolve(input, weight, None, geometry), zeros, grad)
+
+
+def _pull_back(linear: Callable[[Tensor], Tensor], zeros: Tensor, grad: Tensor) -> Tensor:
+    pull_back: Callable[[Tensor], tuple[Tensor]] = torch.func.vjp(linear, zeros)[1]
+    return pull_back(grad)[0]
 
 
 @cached_on_device

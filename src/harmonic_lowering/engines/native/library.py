@@ -123,3 +123,11 @@ def _cache_folder() -> Path:
         return Path.home() / "Library" / "Caches" / "harmonic-lowering"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "harmonic-lowering"
+
+
+def run(name: str, call: Call) -> None:
+    """Call a function of the core."""
+    core = load()
+    assert core is not None, "unsupported_reason() has looked"
+    if getattr(core, name)(ctypes.byref(call)):
+        raise NotImplementedError(f"{name}: dtype code {call.dtype}")

@@ -1,0 +1,253 @@
+"""Every question that this package asks torch's internals, under a plain name.
+
+Private names move between releases of torch: each is used here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import lru_cache, wraps
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
+from torch.library import Library
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+__all__ = [
+    "compile_time_constant",
+    "constant_object",
+    "functorch_is_active",
+    "has_forward_mode",
+    "has_matrix_units",
+    "is_dispatch_mode_active",
+    "is_exporting_to_onnx",
+    "is_jit_tracing",
+    "is_plain",
+    "making_constants",
+    "may_be_autocasting",
+    "obeys_operators",
+    "register_autograd",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+
+def compile_time_constant(function: F) -> F:
+    """Let torch.compile call `function` while it traces, and take the result as a constant.
+
+    The same as `torch.compiler.assume_constant_result`, which would import all of Dynamo.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+_objects = SimpleNamespace()
+_numbers = itertools.count()
+_FRACTION = "Fraction"
+
+
+def constant_object(make: Callable[..., T], maxsize: int = 1024) -> Callable[..., T]:
+    """Cache what `make` returns for each set of arguments, and let compiled code call it.
+
+    torch.compile can neither trace fractions nor take an object as the constant result of a
+    function. It does take strings, and attributes of a global. So while it traces, a function that
+    it need not trace makes the object and gives it a name, under which the object is found.
+    Sequences among the arguments are taken as tuples.
+    """
+    cached = lru_cache(maxsize, typed=True)(make)
+    names: dict[int, str] = {}
+
+    @compile_time_constant
+    def name(*constants: Any) -> str:
+        made = cached(*map(_restore, constants))
+        if id(made) not in names:
+            names[id(made)] = f"object_{next(_numbers)}"  # two threads never get the same one
+            setattr(_objects, names[id(made)], made)  # which also keeps the id from another's use
+        return names[id(made)]
+
+    @wraps(make)
+    def call(*arguments: Any) -> T:
+        if torch.compiler.is_compiling():
+            return getattr(_objects, name(*[_constant(a) for a in arguments]))  # type: ignore[no-any-return]
+        constants = tuple([_tuple(argument) for argument in arguments])
+        try:
+            hash(constants)
+        except TypeError:  # what cannot be hashed is no number either: let `make` say so
+            return make(*constants)
+        if any(type(c) is tuple and any(type(e) is bool for e in c) for c in constants):
+            return make(*constants)  # True equals 1 in a cache, and is no number to `make`
+        return cached(*constants)
+
+    return call
+
+
+def _tuple(value: Any) -> Any:
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Tensor)):
+        return tuple([_tuple(entry) for entry in value])
+    return value
+
+
+def _constant(value: Any) -> Any:
+    """Return an argument of a compiled function as a constant.
+
+    It is a symbol until it is used. Each line uses it in a way that makes torch.compile take its
+    value, and compile again for another one.
+    """
+    if isinstance(value, int):
+        return operator.index(value)
+    if type(value) is float:
+        return float.fromhex(value.hex())
+    if isinstance(value, str):
+        return value[:]
+    if isinstance(value, Fraction):
+        return _FRACTION, operator.index(value.numerator), operator.index(value.denominator)
+    if isinstance(value, Iterable) and not isinstance(value, Tensor):
+        return tuple([_constant(entry) for entry in value])
+    return value
+
+
+def _restore(constant: Any) -> Any:
+    if not isinstance(constant, tuple):
+        return constant
+    is_fraction = constant[:1] == (_FRACTION,)
+    return Fraction(*constant[1:]) if is_fraction else tuple(map(_restore, constant))
+
+
+@compile_time_constant
+def is_jit_tracing() -> bool:
+    """Whether torch.jit.trace (or the ONNX exporter built on it) is recording."""
+    return torch._C._is_tracing()
+
+
+@compile_time_constant
+def is_exporting_to_onnx() -> bool:
+    """Whether torch.onnx.export is at work."""
+    onnx = sys.modules.get("torch.onnx")  # whoever exports has imported it
+    return onnx is not None and bool(onnx.is_in_onnx_export())
+
+
+def functorch_is_active() -> bool:
+    """Whether a torch.func transform (grad, vmap, jvp …) is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@compile_time_constant
+def has_forward_mode() -> bool:
+    """Whether forward-mode derivatives are being computed."""
+    if forward_ad._current_level >= 0:
+        return True
+    stack = torch._C._functorch.get_interpreter_stack()
+    jvp = torch._C._functorch.TransformType.Jvp
+    return any(interpreter.key() == jvp for interpreter in stack or ())
+
+
+@compile_time_constant
+def is_dispatch_mode_active() -> bool:
+    """Whether a TorchDispatchMode (FakeTensorMode, FlopCounterMode …) sees every operator."""
+    return _get_current_dispatch_mode() is not None
+
+
+def obeys_operators(tensor: Tensor) -> bool:
+    """Whether a tensor may be handed to this package's operators.
+
+    Other subclasses may override operators, of which they know torch's own only.
+    """
+    kind = type(tensor)
+    return kind is Tensor or issubclass(kind, (torch.nn.Parameter, FakeTensor, FunctionalTensor))
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is an ordinary one, not a subclass nor a transform's."""
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
+        return False
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not (wrapped or torch._C._functorch.is_legacy_batchedtensor(tensor))
+
+
+@contextmanager
+def making_constants() -> Iterator[None]:
+    """Make ordinary tensors, whatever is at work around.
+
+    Not those of a function transform; not recorded by torch.jit.trace; on the CPU; and not of
+    inference mode, whose tensors could not be saved for a later backward pass.
+    """
+    state = torch._C._get_tracing_state() if torch._C._is_tracing() else None
+    if state is not None:
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        with (
+            temporarily_clear_interpreter_stack(),
+            torch.inference_mode(False),
+            torch.device("cpu"),
+        ):
+            yield
+    finally:
+        if state is not None:
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+
+def may_be_autocasting() -> bool:
+    """Nearly never true, and what it saves takes microseconds."""
+    return torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
+
+
+def has_matrix_units() -> bool:
+    """Whether this processor multiplies half-precision matrices in units of their own (AMX)."""
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return probe is not None and bool(probe())
+
+
+def register_autograd(
+    library: Library,
+    operator: OpOverload,
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    setup_context: Callable[[Any, tuple[Any, ...], Any], None],
+) -> None:
+    """Give an operator its derivative, also under function transforms.
+
+    `torch.library.register_autograd` does the same for eager and compiled calls, but the function
+    that it makes is refused by torch.func.grad and all that is built on it. An operator is
+    differentiated one level of transforms at a time, for which torch has a function of its own.
+    """
+
+    class Derivative(_SingleLevelFunction):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            *inputs, keyset = arguments
+            with torch.enable_grad():  # a function's forward disables it, for lower levels too
+                output = below_autograd(keyset, *inputs)
+            setup_context(ctx, tuple(inputs), output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            return *backward(ctx, *grads), None
+
+    def below_autograd(keyset: Any, *arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            lower = keyset & torch._C._after_autograd_keyset
+            return operator.redispatch(lower, *arguments)
+
+    def differentiable(keyset: Any, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            with enable_single_level_autograd_function():
+                return Derivative.apply(*arguments, keyset)  # type: ignore[attr-defined]
+        return below_autograd(keyset, *arguments)
+
+    name = operator._schema.name.partition("::")[2]
+    library.impl(name, differentiable, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
