@@ -8,7 +8,6 @@ transposed matrices and the kernel turned round.
 
 from __future__ import annotations
 
-import ctypes
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -40,7 +39,7 @@ def cannot(*tensors: Tensor) -> str | None:
     dtypes = compute_dtypes(*tensors)
     if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
         return f"the native core takes one of {[str(d) for d in DTYPES]}, the same for all"
-    return library.unsupported_reason()
+    return library.unsupported_reason(*dtypes)
 
 
 def convolve(
@@ -101,7 +100,7 @@ def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geome
     if bias is not None:
         bias = bias.resolve_neg().contiguous()
         call.bias = bias.data_ptr()
-    _run("tap_conv_apply", call)
+    library.run("tap_conv_apply", call)
     return output
 
 
@@ -136,13 +135,17 @@ def _grad_input(input: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry)
     plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
     call = _call(grad, weight, result, plan.turned(), geometry)
     kernel_time = weight.shape[3]
-    call.stride, call.spread = 1, geometry.stride[1]
-    call.padding = geometry.dilation * (kernel_time - 1) - geometry.padding
+    call.set_time(
+        stride=1,
+        input_dilation=geometry.stride[1],
+        dilation=geometry.dilation,
+        padding=geometry.dilation * (kernel_time - 1) - geometry.padding,
+    )
     call.in_channels, call.out_channels = call.out_channels, call.in_channels
     out, into, row, frame = weight.stride()
     call.weight = weight.data_ptr() + (kernel_time - 1) * frame * weight.element_size()
     call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, into, out, row, -frame)
-    _run("tap_conv_apply", call)
+    library.run("tap_conv_apply", call)
     return result
 
 
@@ -158,7 +161,7 @@ def _grad_weight(
     call.weight = result.data_ptr()
     call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, out, into, row, frame)
     call.bias = of_bias.data_ptr() if of_bias is not None else None
-    _run("tap_conv_grad_weight", call)
+    library.run("tap_conv_grad_weight", call)
     return result, of_bias
 
 
@@ -173,20 +176,17 @@ def _call(
     call.taps, call.kernel_time = weight.shape[2:]
     call.src_rows, call.src_len = source.shape[2:]
     call.dst_rows, call.dst_len = target.shape[2:]
-    call.stride, call.spread = geometry.stride[1], 1
-    call.dilation, call.padding = geometry.dilation, geometry.padding
+    call.set_time(
+        stride=geometry.stride[1],
+        input_dilation=1,
+        dilation=geometry.dilation,
+        padding=geometry.padding,
+    )
     call.src, call.src_stride[:] = source.data_ptr(), source.stride()
     call.dst, call.dst_stride[:] = target.data_ptr(), target.stride()
     call.matrix, call.transposed = plan.matrix.rows(), plan.transposed.rows()
     call.blend_first = plan.blend_first.data_ptr()
     return call
-
-
-def _run(name: str, call: library.Call) -> None:
-    core = library.load()
-    assert core is not None, "cannot() has looked"
-    if getattr(core, name)(ctypes.byref(call)):
-        raise NotImplementedError(f"{name}: dtype code {call.dtype}")
 
 
 # -------------------------------------------------------------------- the plan
