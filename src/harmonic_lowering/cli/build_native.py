@@ -14,11 +14,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "build-native",
         help="compile the optional native core, which makes the layers faster on the CPU",
-        description="Compile the native core for this processor and this torch, into the user's "
-        "cache folder. Needs a C++ compiler (CXX, or c++); everything works without, slower.",
+        description="Compile the native core for this very processor, into the user's cache "
+        "folder, where it is used instead of the one in the installed wheel. Needs a C++ compiler "
+        "(CXX, or c++).",
     )
     parser.add_argument(
-        "--status", action="store_true", help="say whether it is built, and build nothing"
+        "--status", action="store_true", help="say which one is used, and build nothing"
     )
     parser.set_defaults(run=run)
 
@@ -27,7 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Build, or say what is there."""
     if arguments.status:
         reason = library.unsupported_reason()
-        print(reason or f"the native core is built: {library.library_path()}")
+        used = library.info()
+        print(reason or f"the native core ({used.origin}, {used.instruction_set}): {used.path}")
         return 0 if reason is None else 1
     try:
         path = native.build()

@@ -27,12 +27,12 @@ def unsupported_reason(*tensors: Tensor) -> str | None:
     dtypes = compute_dtypes(*tensors)
     if len(dtypes) > 1 or not dtypes <= DTYPES.keys():
         return f"the native core takes one of {[str(d) for d in DTYPES]}, the same for all"
-    return _core_is_missing()
+    return _core_is_missing(*dtypes)
 
 
 @_torch.compile_time_constant
-def _core_is_missing() -> str | None:
-    return library.unsupported_reason()
+def _core_is_missing(*dtypes: torch.dtype) -> str | None:
+    return library.unsupported_reason(*dtypes)
 
 
 def empty(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -65,8 +65,12 @@ def input_grad(grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor)
     plan = matrices(geometry.taps, result.shape[2], geometry.stride[0])
     call = _call(grad, weight, result, plan.adjoint(), geometry)
     kernel_frames = weight.shape[3]
-    call.stride, call.spread = 1, geometry.stride[1]
-    call.padding = geometry.dilation * (kernel_frames - 1) - geometry.padding[0]
+    call.set_time(
+        stride=1,
+        input_dilation=geometry.stride[1],
+        dilation=geometry.dilation,
+        padding=geometry.dilation * (kernel_frames - 1) - geometry.padding[0],
+    )
     call.in_channels, call.out_channels = call.out_channels, call.in_channels
     out, into, row, frame = weight.stride()
     call.weight = weight.data_ptr() + (kernel_frames - 1) * frame * weight.element_size()
@@ -99,8 +103,12 @@ def _call(
     call.taps, call.kernel_time = weight.shape[2:]
     call.src_rows, call.src_len = source.shape[2:]
     call.dst_rows, call.dst_len = target.shape[2:]
-    call.stride, call.spread = geometry.stride[1], 1
-    call.dilation, call.padding = geometry.dilation, geometry.padding[0]
+    call.set_time(
+        stride=geometry.stride[1],
+        input_dilation=1,
+        dilation=geometry.dilation,
+        padding=geometry.padding[0],
+    )
     call.src, call.src_stride[:] = source.data_ptr(), source.stride()
     call.dst, call.dst_stride[:] = target.data_ptr(), target.stride()
     call.matrix, call.transposed = plan.matrix.rows(), plan.transposed.rows()

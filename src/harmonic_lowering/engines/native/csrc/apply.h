@@ -1,370 +1,511 @@
-// dst[b,o,d,t] = bias[o] + sum_j sum_s P_j[d,s] sum_c sum_k weight[o,c,j,k] src[b,c,s, t*stride + k*dilation - padding]
-//
-// The output's and, with transposed matrices and the kernel turned round, the input's gradient. Two layouts of rows and
-// register tiles, for the two memory formats of tensors; what apply() does with either is the same.
+// The output (the formula is in tap_conv.cpp) and, with transposed matrices and the flipped kernel, the input's
+// gradient. Two layouts of
+// rows and register tiles, for the two memory formats of tensors; what apply() does with either is the same.
 #pragma once
 #include "rows.h"
 
 namespace {
 
-template <class T> struct Live { const typename T::Store* row; int64_t tap; };        // a row to be convolved
-template <class T> struct Mix { const typename T::Acc* row; typename T::Acc value; };  // a row already convolved
+template <class T>
+struct Live {  // a row to be convolved
+  const typename T::Store* row;
+  int64_t tap;
+};
+template <class T>
+struct Mix {  // a row already convolved
+  const typename T::Acc* row;
+  typename T::Acc value;
+};
 
-// A row of the result on its way to the caller's tensor.
-template <class S> struct Target { S* dst; int64_t channel_stride, time_stride; };
+// A row of the result in the caller's tensor.
+template <class S>
+struct Target {
+  S* dst;
+  int64_t channel_stride, time_stride;
+};
 
-// Channels apart, time running last: a tile is M output channels by N vectors of time. Every (channel, kernel column)
-// is an offset into a row, and nothing is gathered or unfolded.
-template <class T> struct SeriesTile {
-  using Store = typename T::Store;
-  using Acc = typename T::Acc;
-  struct Tap { const Store* row; const Store* weight; };  // weight: [offset][M][pair]
-  const Tap* taps; int64_t n_taps;
-  const int64_t* offsets; int64_t n_offsets;
-  const Mix<T>* mixes; int64_t n_mixes;
-  const Acc* bias;
-  Acc* dst; int64_t stride;  // of dst and of the mixes, from channel to channel
-  static constexpr int most_channels = kManyRegisters ? 8 : 4, most_vectors = 3;
+enum class Write { kSums, kResult, kResultPastCache };
 
-  template <int M, int N> static void run(const SeriesTile& a) {
+// What a tile of registers computes: the sum over taps, channels and kernel columns for a few channels and
+// frames.
+template <class T>
+struct TileArguments {
+  struct Tap {
+    const typename T::Store* row;
+    const typename T::Store* weight;
+  };
+  const Tap* taps;
+  int64_t n_taps;
+  const int64_t* offsets;    // into a row: Series, per channel and kernel column; Frames, per kernel column
+  int64_t n_offsets, width;  // width: of a packed frame (Frames)
+  const Mix<T>* mixes;
+  int64_t n_mixes, mix_stride;  // from channel to channel (Series), frame to frame (Frames)
+  const typename T::Acc* bias;
+  void* dst;
+  int64_t dst_stride;
+  Write write;
+};
+
+// Channels apart, time running last: a tile is M output channels by N vectors of time. Every (channel, kernel
+// column) is an offset into a row, and nothing is gathered or unfolded.
+template <class T>
+struct SeriesTile {
+  using Arguments = TileArguments<T>;
+  static constexpr int most_channels = kManyRegisters ? 8 : 4, most_frames = 3;  // the latter in vectors
+
+  template <int M, int N>
+  static void run(const Arguments& a) {
     using V = typename T::V;
     V acc[M][N];
-    for (int m = 0; m < M; ++m) for (int n = 0; n < N; ++n) acc[m][n] = a.bias ? a.bias[m] - V{} : V{};
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n) acc[m][n] = a.bias ? a.bias[m] - V{} : V{};
     for (int64_t i = 0; i < a.n_mixes; ++i)
-      for (int m = 0; m < M; ++m) for (int n = 0; n < N; ++n)
-        acc[m][n] += a.mixes[i].value * load<V>(a.mixes[i].row + m * a.stride + n * T::lanes);
+      for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n)
+          acc[m][n] += a.mixes[i].value * load<V>(a.mixes[i].row + m * a.mix_stride + n * T::lanes);
     for (int64_t j = 0; j < a.n_taps; ++j) {
-      const Store* w = a.taps[j].weight;
+      const auto* w = a.taps[j].weight;  // [offset][M][pair]
       for (int64_t q = 0; q < a.n_offsets; ++q, w += M * T::pair) {
-        const Store* x = a.taps[j].row + a.offsets[q];
+        const auto* x = a.taps[j].row + a.offsets[q];
         decltype(T::read(x)) xs[N];
         for (int n = 0; n < N; ++n) xs[n] = T::read(x + n * T::lanes * T::pair);
         for (int m = 0; m < M; ++m) {
-          const auto wm = T::spread(w + m * T::pair);
+          const auto wm = T::broadcast(w + m * T::pair);
           for (int n = 0; n < N; ++n) acc[m][n] = T::madd(acc[m][n], wm, xs[n]);
         }
       }
     }
-    for (int m = 0; m < M; ++m) for (int n = 0; n < N; ++n)
-      std::memcpy(a.dst + m * a.stride + n * T::lanes, &acc[m][n], sizeof(V));
+    auto* dst = static_cast<typename T::Acc*>(a.dst);
+    for (int m = 0; m < M; ++m)
+      for (int n = 0; n < N; ++n) std::memcpy(dst + m * a.dst_stride + n * T::lanes, &acc[m][n], sizeof(V));
   }
 };
 
-// Channels side by side: a tile is N frames by M vectors of output channels, which are written where they belong.
-template <class T> struct FramesTile {
-  using Store = typename T::Store;
-  using Acc = typename T::Acc;
-  struct Tap { const Store* row; const Store* weight; };  // weight: [kernel column][channel / pair][M vectors][pair]
-  const Tap* taps; int64_t n_taps;
-  int64_t kernel_time, width, column, frame;  // width of a packed frame; from kernel column, frame to the next
-  const Mix<T>* mixes; int64_t n_mixes, mix_stride;
-  const Acc* bias;
-  void* dst; int64_t dst_stride;  // from frame to frame
-  enum { sums, stored, stored_past_cache } kind;  // what is written
-  static constexpr int most_vectors = 2, most_frames = kManyRegisters ? 12 : 5;
+// Channels side by side: a tile is N frames by M vectors of output channels, which are written where they
+// belong.
+template <class T>
+struct FramesTile {
+  using Arguments = TileArguments<T>;
+  static constexpr int most_channels = 2, most_frames = kManyRegisters ? 12 : 5;  // the former in vectors
 
-  template <int N, int M> static void run(const FramesTile& a) {
+  template <int M, int N>
+  static void run(const Arguments& a) {
     using V = typename T::V;
     V acc[N][M];
-    for (int n = 0; n < N; ++n) for (int m = 0; m < M; ++m) acc[n][m] = a.bias ? load<V>(a.bias + m * T::lanes) : V{};
+    for (int n = 0; n < N; ++n)
+      for (int m = 0; m < M; ++m) acc[n][m] = a.bias ? load<V>(a.bias + m * T::lanes) : V{};
     for (int64_t i = 0; i < a.n_mixes; ++i)
-      for (int n = 0; n < N; ++n) for (int m = 0; m < M; ++m)
-        acc[n][m] += a.mixes[i].value * load<V>(a.mixes[i].row + n * a.mix_stride + m * T::lanes);
-    const int64_t frame = a.frame, third = 3 * frame;
+      for (int n = 0; n < N; ++n)
+        for (int m = 0; m < M; ++m)
+          acc[n][m] += a.mixes[i].value * load<V>(a.mixes[i].row + n * a.mix_stride + m * T::lanes);
+    const int64_t width = a.width, third = 3 * width;
     for (int64_t j = 0; j < a.n_taps; ++j) {
-      const Store* w = a.taps[j].weight;
-      for (int64_t k = 0; k < a.kernel_time; ++k) {
-        const Store* x = a.taps[j].row + k * a.column;
-        for (const Store* end = x + a.width; x != end; x += T::pair, w += M * T::lanes * T::pair) {
+      const auto* w = a.taps[j].weight;  // [kernel column][channel / pair][M vectors][pair]
+      for (int64_t k = 0; k < a.n_offsets; ++k) {
+        const auto* x = a.taps[j].row + a.offsets[k];
+        for (const auto* end = x + width; x != end; x += T::pair, w += M * T::lanes * T::pair) {
           decltype(T::read(w)) ws[M];
           for (int m = 0; m < M; ++m) ws[m] = T::read(w + m * T::lanes * T::pair);
           for (int n = 0; n < N; ++n) {
-            const auto xn = T::spread(x + n / 3 * third + n % 3 * frame);
+            const auto xn = T::broadcast(x + n / 3 * third + n % 3 * width);
             for (int m = 0; m < M; ++m) acc[n][m] = T::madd(acc[n][m], ws[m], xn);
           }
         }
       }
     }
-    for (int n = 0; n < N; ++n) for (int m = 0; m < M; ++m) {
-      const int64_t at = n * a.dst_stride + m * T::lanes;
-      if (a.kind == sums) std::memcpy(static_cast<Acc*>(a.dst) + at, &acc[n][m], sizeof(V));
-      else if (a.kind == stored) T::narrow(static_cast<Store*>(a.dst) + at, acc[n][m]);
-      else write_past_cache<T>(static_cast<Store*>(a.dst) + at, acc[n][m]);
-    }
+    for (int n = 0; n < N; ++n)
+      for (int m = 0; m < M; ++m) {
+        const int64_t at = n * a.dst_stride + m * T::lanes;
+        auto* result = static_cast<typename T::Store*>(a.dst) + at;
+        if (a.write == Write::kSums)
+          std::memcpy(static_cast<typename T::Acc*>(a.dst) + at, &acc[n][m], sizeof(V));
+        else if (a.write == Write::kResult)
+          T::narrow(result, acc[n][m]);
+        else
+          write_past_cache<T>(result, acc[n][m]);
+      }
   }
 };
 
-template <class S> int64_t result_bytes(const Call& c) {
+template <class S>
+int64_t result_bytes(const Call& c) {
   return c.batch * c.groups * c.out_channels * c.dst_rows * c.dst_len * sizeof(S);
 }
 
-// Whether no cache will hold a result until it is read, and it is written in whole lines: `run` elements side by side,
-// the next ones `across` further.
-template <class S> bool goes_past_cache(const Call& c, int64_t across, int64_t run) {
+// Whether no cache will hold a result until it is read, and it is written in whole lines: `run` elements side
+// by side, the next ones `across` further.
+template <class S>
+bool goes_past_cache(const Call& c, int64_t across, int64_t run) {
   constexpr int64_t most_in_cache = 12 << 20, line = 64 / sizeof(S);
   return result_bytes<S>(c) > most_in_cache && reinterpret_cast<uintptr_t>(c.dst) % 64 == 0 &&
          c.dst_stride[0] % line == 0 && c.dst_stride[2] % line == 0 && across % line == 0 && run % line == 0;
 }
 
-// Layouts: the geometry of rows, weights as the tiles read them, packing, convolving.
+// Layouts: the geometry of rows, packing them and the weights, writing the result. Tiles count channels in
+// `channel_unit`s and frames in `frame_unit`s; frames lie `row_frame` apart in a row, output channels
+// `weight_channel` in the packed weights; at() is where a channel and frame lie in a result whose longer
+// stride is given.
 
-template <class T, class S> struct Series {
+template <class T, class S>
+struct Series {
+  using Scalar = S;
+  using Type = T;
   using Store = typename T::Store;
   using Acc = typename T::Acc;
   using Tile = SeriesTile<T>;
   static constexpr int pair = T::pair, lanes = T::lanes;
+  static constexpr int channel_unit = 1, frame_unit = lanes;
   const Call& c;
-  const int64_t units, block, length;  // padded rows of one source row; frames of a task, and packed for them
-  const int64_t row_size, slack, result_size, bias_size, tap_size;
-  std::vector<int64_t> offsets;
-  Split channels;
-  bool past_cache;
+  const int64_t units, block;  // channels in pairs; frames of a task
+  const int64_t n_offsets, width = 0, row_frame = pair, weight_channel, sums_stride, sums_size, bias_size;
+  int64_t* offsets = nullptr;
+  int64_t row_size = 0;
+  Columns columns{};
 
   explicit Series(const Call& c)
-      : c(c), units((c.in_channels + pair - 1) / pair * c.stride),
-        block(round_up(frames_of_a_task(c, Tile::most_vectors * lanes, units * pair * sizeof(Store) * c.src_rows,
-                                        wanted_tasks()), lanes)),
-        length(round_up(block + (c.kernel_time - 1) * c.dilation / c.stride + 1, lanes)),
-        row_size(units * length * pair), slack(Tile::most_vectors * lanes * pair), result_size(c.out_channels * block),
-        bias_size(c.out_channels), tap_size(c.out_channels * units / c.stride * c.kernel_time * pair),
-        channels(c.out_channels, Tile::most_channels) {
-    for (int64_t i = 0; i < units / c.stride; ++i) for (int64_t k = 0; k < c.kernel_time; ++k) {
-      const int64_t at = k * c.dilation;
-      offsets.push_back(((i * c.stride + at % c.stride) * length + at / c.stride) * pair);
-    }
-    past_cache = sizeof(S) == sizeof(Store) && c.dst_stride[3] == 1 && goes_past_cache<S>(c, c.dst_stride[1], block);
+      : c(c),
+        units(divide_up(c.in_channels, pair)),
+        block(round_up(
+            frames_of_a_task(c, Tile::most_frames * lanes,
+                             units * Columns::phases(c) * pair * sizeof(Store) * c.src_rows, wanted_tasks(c)),
+            lanes)),
+        n_offsets(units * c.kernel_time),
+        weight_channel(n_offsets * pair),
+        sums_stride(block),
+        sums_size(c.out_channels * block),
+        bias_size(c.out_channels) {}
+  void place(Arena& arena) {
+    columns.place(arena, c);
+    offsets = arena.take<int64_t>(n_offsets);
   }
+  void find_offsets() {
+    columns.find(c, block, lanes);
+    row_size = units * columns.length * pair;
+    for (int64_t i = 0; i < units; ++i)
+      for (int64_t k = 0; k < c.kernel_time; ++k)
+        offsets[i * c.kernel_time + k] = (i * columns.length + columns.at[k]) * pair;
+  }
+  static int64_t at(int64_t channel, int64_t frame, int64_t stride) { return channel * stride + frame; }
+
   // [channel block][offset][channel][pair], zero before
   void pack_weights(const S* from, Store* to) const {
+    const Split channels(c.out_channels, Tile::most_channels);
     for (int64_t ob = 0; ob < channels.parts; ++ob) {
       const int64_t begin = channels.begin(ob), m = channels.begin(ob + 1) - begin;
-      for (int64_t i = 0; i < c.in_channels; ++i) for (int64_t k = 0; k < c.kernel_time; ++k)
-        for (int64_t o = 0; o < m; ++o)
-          to[(((i / pair) * c.kernel_time + k) * m + o) * pair + i % pair] = T::store(
-              from[(begin + o) * c.weight_stride[1] + i * c.weight_stride[2] + k * c.weight_stride[4]]);
-      to += m * (int64_t)offsets.size() * pair;
+      for (int64_t i = 0; i < c.in_channels; ++i)
+        for (int64_t k = 0; k < c.kernel_time; ++k)
+          for (int64_t o = 0; o < m; ++o)
+            to[((i / pair * c.kernel_time + k) * m + o) * pair + i % pair] = T::store(
+                from[(begin + o) * c.weight_stride[1] + i * c.weight_stride[2] + k * c.weight_stride[4]]);
+      to += m * weight_channel;
     }
   }
-  void pack(const S* src, int64_t t0, Store* to) const {
-    pack_series<T>({c.in_channels, c.src_stride[1], c.src_stride[3], c.src_len, t0 * c.stride - c.padding, c.stride,
-                    c.spread, length}, src, to);
+  void pack(const Source<S>& row, int64_t t0, Store* to) const {
+    for (int64_t i = 0; i < columns.n_runs; ++i)
+      pack_series<T>(Stretch::of_run(c, columns.runs[i], t0), row, to + columns.runs[i].begin * pair,
+                     columns.length);
   }
-  void convolve(const std::vector<Live<T>>& live, const std::vector<Mix<T>>& mixes, const Store* weight, const Acc* bias,
-                int64_t here, Acc* to) const {
-    static thread_local std::vector<typename Tile::Tap> taps;
-    static thread_local std::vector<Mix<T>> mixed;
-    taps.resize(live.size());
-    mixed.resize(mixes.size());
-    const Split vectors(block / lanes, Tile::most_vectors);
-    const int64_t n_offsets = offsets.size();
-    for (int64_t nb = 0; nb < vectors.parts; ++nb) {
-      const int64_t v = vectors.begin(nb), n = vectors.begin(nb + 1) - v, t = v * lanes;
-      if (t >= here) break;
-      for (int64_t ob = 0; ob < channels.parts; ++ob) {
-        const int64_t o = channels.begin(ob), m = channels.begin(ob + 1) - o;
-        for (size_t i = 0; i < live.size(); ++i)
-          taps[i] = {live[i].row + t * pair, weight + live[i].tap * tap_size + o * n_offsets * pair};
-        for (size_t i = 0; i < mixes.size(); ++i) mixed[i] = {mixes[i].row + o * block + t, mixes[i].value};
-        tile_of<Tile, Tile::most_channels, Tile::most_vectors>(m, n)(
-            {taps.data(), (int64_t)taps.size(), offsets.data(), n_offsets, mixed.data(), (int64_t)mixed.size(),
-             bias ? bias + o : nullptr, to + o * block + t, block});
-      }
-    }
-  }
-  void finish(const std::vector<Live<T>>& live, const std::vector<Mix<T>>& mixes, const Store* weight, const Acc* bias,
-              int64_t here, Acc* result, const Target<S>& to) const {
-    convolve(live, mixes, weight, bias, here, result);
-    const auto channel = [&](int64_t o) { return result + o * block; };
+  bool writes_results() const {
+    return false;
+  }  // tiles write sums, which write() takes to the caller's tensor
+  bool past_cache() const { return c.dst_stride[3] == 1 && goes_past_cache<S>(c, c.dst_stride[1], block); }
+  void write(const Acc* sums, int64_t here, bool past_cache, const Target<S>& to) const {
     if constexpr (sizeof(S) == sizeof(Store)) {
       if (to.time_stride == 1) {
         const int64_t whole = here / lanes * lanes;
         for (int64_t o = 0; o < c.out_channels; ++o) {
           Store* at = reinterpret_cast<Store*>(to.dst + o * to.channel_stride);
           for (int64_t t = 0; t < whole; t += lanes) {
-            const auto v = load<typename T::V>(channel(o) + t);
-            if (past_cache) write_past_cache<T>(at + t, v); else T::narrow(at + t, v);
+            const auto v = load<typename T::V>(sums + o * block + t);
+            if (past_cache)
+              write_past_cache<T>(at + t, v);
+            else
+              T::narrow(at + t, v);
           }
-          for (int64_t t = whole; t < here; ++t) to.dst[o * to.channel_stride + t] = static_cast<S>(channel(o)[t]);
+          for (int64_t t = whole; t < here; ++t)
+            to.dst[o * to.channel_stride + t] = static_cast<S>(sums[o * block + t]);
         }
         return;
       }
     }
     if constexpr (std::is_same_v<S, Acc>) {
-      using Unit = typename T::Unit;
       if (to.channel_stride == 1)
-        return series_to_frames(result, block * sizeof(Acc), c.out_channels, here, reinterpret_cast<Unit*>(to.dst),
-                                to.time_stride);
+        return series_to_frames(sums, block * sizeof(Acc), c.out_channels, here,
+                                reinterpret_cast<typename T::Unit*>(to.dst), to.time_stride);
     }
-    for (int64_t t = 0; t < here; ++t) for (int64_t o = 0; o < c.out_channels; ++o)
-      to.dst[t * to.time_stride + o * to.channel_stride] = static_cast<S>(channel(o)[t]);
+    for (int64_t t = 0; t < here; ++t)
+      for (int64_t o = 0; o < c.out_channels; ++o)
+        to.dst[t * to.time_stride + o * to.channel_stride] = static_cast<S>(sums[o * block + t]);
   }
 };
 
-template <class T, class S> struct Frames {
+template <class T, class S>
+struct Frames {
+  using Scalar = S;
+  using Type = T;
   using Store = typename T::Store;
   using Acc = typename T::Acc;
   using Tile = FramesTile<T>;
   static constexpr int pair = T::pair, lanes = T::lanes;
+  static constexpr int channel_unit = lanes, frame_unit = 1;
   const Call& c;
   const int64_t width, padded;  // of a packed frame; output channels in whole vectors
-  const int64_t block, length, row_size, slack, result_size, bias_size, tap_size;
-  Split vectors;
-  bool direct, past_cache;  // whether tiles write to the caller's tensor, and how
+  const int64_t block, n_offsets, row_frame, weight_channel, sums_stride, sums_size, bias_size;
+  int64_t* offsets = nullptr;
+  int64_t row_size = 0;
+  Columns columns{};
 
   static bool fits(const Call& c) {
     return (c.src_stride[1] == 1 || c.in_channels == 1) && c.dst_stride[1] == 1 && 2 * c.out_channels > lanes;
   }
   explicit Frames(const Call& c)
-      : c(c), width(round_up(c.in_channels, pair)), padded(round_up(c.out_channels, lanes)),
-        block(frames_of_a_task(c, 2 * Tile::most_frames, width * sizeof(Store) * c.src_rows * c.stride, wanted_tasks())),
-        length((block - 1) * c.stride + (c.kernel_time - 1) * c.dilation + 1),
-        row_size(round_up(length * width, kVector / sizeof(Store))), slack(0), result_size(padded * block),
-        bias_size(padded), tap_size(padded * c.kernel_time * width), vectors(padded / lanes, Tile::most_vectors) {
-    direct = sizeof(S) == sizeof(Store) && c.out_channels == padded;
-    past_cache = goes_past_cache<S>(c, c.dst_stride[3], c.out_channels);
+      : c(c),
+        width(round_up(c.in_channels, pair)),
+        padded(round_up(c.out_channels, lanes)),
+        block(frames_of_a_task(c, 2 * Tile::most_frames,
+                               width * sizeof(Store) * c.src_rows * Columns::phases(c), wanted_tasks(c))),
+        n_offsets(c.kernel_time),
+        row_frame(width),
+        weight_channel(c.kernel_time * width),
+        sums_stride(padded),
+        sums_size(padded * block),
+        bias_size(padded) {}
+  void place(Arena& arena) {
+    columns.place(arena, c);
+    offsets = arena.take<int64_t>(n_offsets);
   }
+  void find_offsets() {
+    columns.find(c, block, 1);
+    row_size = round_up(columns.length * width, kVector / sizeof(Store));
+    for (int64_t k = 0; k < c.kernel_time; ++k) offsets[k] = columns.at[k] * width;
+  }
+  static int64_t at(int64_t channel, int64_t frame, int64_t stride) { return frame * stride + channel; }
+
   // [channel block][kernel column][channel / pair][output channel][pair], zero before
   void pack_weights(const S* from, Store* to) const {
+    const Split vectors(padded / lanes, Tile::most_channels);
     for (int64_t ob = 0; ob < vectors.parts; ++ob) {
       const int64_t begin = vectors.begin(ob) * lanes, m = vectors.begin(ob + 1) * lanes - begin;
-      for (int64_t k = 0; k < c.kernel_time; ++k) for (int64_t i = 0; i < c.in_channels; ++i)
-        for (int64_t o = 0; o < std::min(m, c.out_channels - begin); ++o)
-          to[((k * width + i / pair * pair) * m) + o * pair + i % pair] = T::store(
-              from[(begin + o) * c.weight_stride[1] + i * c.weight_stride[2] + k * c.weight_stride[4]]);
-      to += m * c.kernel_time * width;
+      for (int64_t k = 0; k < c.kernel_time; ++k)
+        for (int64_t i = 0; i < c.in_channels; ++i)
+          for (int64_t o = 0; o < std::min(m, c.out_channels - begin); ++o)
+            to[((k * width + i / pair * pair) * m) + o * pair + i % pair] = T::store(
+                from[(begin + o) * c.weight_stride[1] + i * c.weight_stride[2] + k * c.weight_stride[4]]);
+      to += m * weight_channel;
     }
   }
-  void pack(const S* src, int64_t t0, Store* to) const {
-    pack_frames<T>({c.in_channels, c.src_stride[1], c.src_stride[3], c.src_len, t0 * c.stride - c.padding, 1, c.spread,
-                    length}, src, to, width);
+  void pack(const Source<S>& row, int64_t t0, Store* to) const {
+    for (int64_t i = 0; i < columns.n_runs; ++i)
+      pack_frames<T>(Stretch::of_run(c, columns.runs[i], t0), row, to + columns.runs[i].begin * width, width);
   }
-  void tiles(const std::vector<Live<T>>& live, const std::vector<Mix<T>>& mixes, const Store* weight, const Acc* bias,
-             int64_t here, Tile tile) const {
-    static thread_local std::vector<typename Tile::Tap> taps;
-    static thread_local std::vector<Mix<T>> mixed;
-    taps.resize(live.size());
-    mixed.resize(mixes.size());
-    const Split frames(here, Tile::most_frames);
-    tile.taps = taps.data(), tile.n_taps = taps.size();
-    tile.mixes = mixed.data(), tile.n_mixes = mixed.size(), tile.mix_stride = padded;
-    tile.kernel_time = c.kernel_time, tile.width = width;
-    tile.column = c.dilation * width, tile.frame = c.stride * width;
-    void* const dst = tile.dst;
-    const int64_t element = tile.kind == Tile::sums ? sizeof(Acc) : sizeof(Store);
-    for (int64_t nb = 0; nb < frames.parts; ++nb) {
-      const int64_t t = frames.begin(nb), n = frames.begin(nb + 1) - t;
-      for (int64_t ob = 0; ob < vectors.parts; ++ob) {
-        const int64_t o = vectors.begin(ob) * lanes, m = vectors.begin(ob + 1) - vectors.begin(ob);
-        for (size_t i = 0; i < live.size(); ++i)
-          taps[i] = {live[i].row + t * tile.frame, weight + live[i].tap * tap_size + o * c.kernel_time * width};
-        for (size_t i = 0; i < mixes.size(); ++i) mixed[i] = {mixes[i].row + t * padded + o, mixes[i].value};
-        tile.bias = bias ? bias + o : nullptr;
-        tile.dst = static_cast<char*>(dst) + (t * tile.dst_stride + o) * element;
-        tile_of<Tile, Tile::most_frames, Tile::most_vectors>(n, m)(tile);
-      }
-    }
-  }
-  void convolve(const std::vector<Live<T>>& live, const std::vector<Mix<T>>& mixes, const Store* weight, const Acc* bias,
-                int64_t here, Acc* to) const {
-    Tile tile{};
-    tile.dst = to, tile.dst_stride = padded, tile.kind = Tile::sums;
-    tiles(live, mixes, weight, bias, here, tile);
-  }
-  void finish(const std::vector<Live<T>>& live, const std::vector<Mix<T>>& mixes, const Store* weight, const Acc* bias,
-              int64_t here, Acc* result, const Target<S>& to) const {
-    if (direct) {
-      Tile tile{};
-      tile.dst = to.dst, tile.dst_stride = to.time_stride;
-      tile.kind = past_cache ? Tile::stored_past_cache : Tile::stored;
-      return tiles(live, mixes, weight, bias, here, tile);
-    }
-    convolve(live, mixes, weight, bias, here, result);
-    for (int64_t t = 0; t < here; ++t) for (int64_t o = 0; o < c.out_channels; ++o)
-      to.dst[t * to.time_stride + o] = static_cast<S>(result[t * padded + o]);
+  bool writes_results() const { return sizeof(S) == sizeof(Store) && c.out_channels == padded; }
+  bool past_cache() const { return goes_past_cache<S>(c, c.dst_stride[3], c.out_channels); }
+  void write(const Acc* sums, int64_t here, bool, const Target<S>& to) const {
+    for (int64_t t = 0; t < here; ++t)
+      for (int64_t o = 0; o < c.out_channels; ++o)
+        to.dst[t * to.time_stride + o] = static_cast<S>(sums[t * padded + o]);
   }
 };
 
-template <class Layout, class T, class S> void apply_in(const Call& c) {
+// What one call computes with, and what one thread does. Memory is placed as Arena says.
+
+template <class Layout>
+struct CallMemory {
+  Layout layout;
+  typename Layout::Store* weights;
+
+  void place(Arena& arena) {
+    const Call& c = layout.c;
+    layout.place(arena);
+    weights = arena.take<typename Layout::Store>(c.groups * c.taps * tap_size());
+  }
+  // In units of whole channel blocks.
+  int64_t tap_size() const {
+    return round_up(layout.c.out_channels, Layout::channel_unit) * layout.weight_channel;
+  }
+  void pack_weights() {
+    using S = typename Layout::Scalar;
+    const Call& c = layout.c;
+    std::fill_n(weights, c.groups * c.taps * tap_size(), typename Layout::Store(0));
+    for (int64_t g = 0; g < c.groups; ++g)
+      for (int64_t j = 0; j < c.taps; ++j)
+        layout.pack_weights(static_cast<const S*>(c.weight) + g * c.weight_stride[0] + j * c.weight_stride[3],
+                            weights + (g * c.taps + j) * tap_size());
+  }
+};
+
+// One thread's computing of one task after another: a batch item, a group and a stretch of time.
+template <class Layout>
+class Worker {
+ public:
+  using S = typename Layout::Scalar;
+  using T = typename Layout::Type;
   using Store = typename T::Store;
   using Acc = typename T::Acc;
-  const Layout layout(c);
-  const int64_t blocks = (c.dst_len + layout.block - 1) / layout.block;
-  expect_large_pages(c.dst, result_bytes<S>(c));
 
-  std::vector<Store> weights(c.groups * c.taps * layout.tap_size);
-  for (int64_t g = 0; g < c.groups; ++g) for (int64_t j = 0; j < c.taps; ++j) {
-    const S* from = static_cast<const S*>(c.weight) + g * c.weight_stride[0] + j * c.weight_stride[3];
-    layout.pack_weights(from, weights.data() + (g * c.taps + j) * layout.tap_size);
-  }
-  int64_t slots = 1;  // rows a convolve-first tap must remember: the most that one bin reads
-  for (int64_t j = 0; j < c.taps; ++j) for (int64_t d = 0; d < c.matrix.rows && !c.blend_first[j]; ++d) {
-    const int64_t* at = c.matrix.pointer + j * (c.matrix.rows + 1) + d;
-    if (at[1] > at[0]) slots = std::max(slots, c.matrix.column[at[1] - 1] - c.matrix.column[at[0]] + 1);
-  }
-
-  run_tasks(c.batch * c.groups * blocks, [&](int64_t task) {
-    const int64_t b = task / (c.groups * blocks), g = task / blocks % c.groups, t0 = task % blocks * layout.block;
-    const int64_t here = std::min(layout.block, c.dst_len - t0);
-    const S* src = static_cast<const S*>(c.src) + b * c.src_stride[0] + g * c.in_channels * c.src_stride[1];
-    S* dst = static_cast<S*>(c.dst) + b * c.dst_stride[0] + g * c.out_channels * c.dst_stride[1] + t0 * c.dst_stride[3];
-    const Store* weight = weights.data() + g * c.taps * layout.tap_size;
-    std::vector<Acc> bias(layout.bias_size);
-    if (c.bias) for (int64_t o = 0; o < c.out_channels; ++o)
-      bias[o] = static_cast<Acc>(static_cast<const S*>(c.bias)[g * c.out_channels + o]);
-
-    Store* rows = workspace<Store>(0, c.src_rows * layout.row_size + layout.slack);
-    std::vector<char> packed(c.src_rows, 0);
-    const auto row = [&](int64_t s) {
-      Store* at = rows + s * layout.row_size;
-      if (!packed[s]) { layout.pack(src + s * c.src_stride[2], t0, at); packed[s] = 1; }
-      return at;
-    };
-    Store* blended = workspace<Store>(1, c.taps * layout.row_size + layout.slack);
-    Acc* memory = workspace<Acc>(2, c.taps * slots * layout.result_size);
-    std::vector<int64_t> remembered(c.taps * slots, -1);
-    Acc* result = workspace<Acc>(3, layout.result_size);
-
-    std::vector<Entry<Store>> entries;
-    std::vector<Live<T>> live, one;
-    std::vector<Mix<T>> mixes, none;
-    for (int64_t d = 0; d < c.dst_rows; ++d) {
-      mixes.clear();
-      live.clear();
-      for (int64_t j = 0; j < c.taps; ++j) {
-        const int64_t* at = c.matrix.pointer + j * (c.matrix.rows + 1) + d;
-        if (at[0] == at[1]) continue;
-        if (!c.blend_first[j]) {  // convolved before it is blended
-          for (int64_t e = at[0]; e < at[1]; ++e) {
-            const int64_t s = c.matrix.column[e], slot = j * slots + s % slots;
-            Acc* to = memory + slot * layout.result_size;
-            if (remembered[slot] != s) {
-              one.assign(1, {row(s), j});
-              layout.convolve(one, none, weight, nullptr, here, to);
-              remembered[slot] = s;
-            }
-            mixes.push_back({to, static_cast<Acc>(c.matrix.value[e])});
-          }
-        } else if (at[1] == at[0] + 1 && c.matrix.value[at[0]] == 1) {  // needs no blending
-          live.push_back({row(c.matrix.column[at[0]]), j});
-        } else {
-          entries.clear();
-          for (int64_t e = at[0]; e < at[1]; ++e) entries.push_back({row(c.matrix.column[e]), c.matrix.value[e]});
-          Store* to = blended + j * layout.row_size;
-          blend<T>(entries, layout.row_size, to);
-          live.push_back({to, j});
-        }
+  explicit Worker(const CallMemory<Layout>& call)
+      : c(call.layout.c),
+        layout(call.layout),
+        weights(call.weights),
+        tap_size(call.tap_size()),
+        entries_size(most_entries(c.matrix, c.taps)) {
+    for (int64_t j = 0; j < c.taps; ++j)
+      for (int64_t d = 0; d < c.matrix.rows && !c.blend_first[j]; ++d) {
+        const Span span(c.matrix, j, d);
+        if (span.size())
+          slots = std::max(slots, c.matrix.column[span.end - 1] - c.matrix.column[span.begin] + 1);
       }
-      layout.finish(live, mixes, weight, bias.data(), here, result,
-                    {dst + d * c.dst_stride[2], c.dst_stride[1], c.dst_stride[3]});
+    past_cache = layout.past_cache();
+  }
+  void place(Arena& arena) {
+    rows = arena.take<Store>(c.src_rows * layout.row_size + slack);
+    packed = arena.take<char>(c.src_rows);
+    blended = arena.take<Store>(c.taps * layout.row_size + slack);
+    convolved = arena.take<Acc>(c.taps * slots * layout.sums_size);
+    convolved_row = arena.take<int64_t>(c.taps * slots);
+    sums = arena.take<Acc>(layout.sums_size);
+    bias = arena.take<Acc>(layout.bias_size);
+    entries = arena.take<Entry<Store>>(entries_size);
+    live = arena.take<Live<T>>(c.taps);
+    mixes = arena.take<Mix<T>>(c.taps * entries_size);
+    tile_taps = arena.take<typename TileArguments<T>::Tap>(c.taps);
+    tile_mixes = arena.take<Mix<T>>(c.taps * entries_size);
+  }
+  void run(int64_t task) {
+    const int64_t blocks = divide_up(c.dst_len, layout.block), g = task / blocks % c.groups;
+    start(task / (c.groups * blocks), g, task % blocks * layout.block);
+    S* dst = static_cast<S*>(c.dst) + task / (c.groups * blocks) * c.dst_stride[0] +
+             g * c.out_channels * c.dst_stride[1] + t0 * c.dst_stride[3];
+    for (int64_t d = 0; d < c.dst_rows; ++d) {
+      read(d);
+      finish({dst + d * c.dst_stride[2], c.dst_stride[1], c.dst_stride[3]});
     }
-    std::atomic_thread_fence(std::memory_order_seq_cst);  // writes past the cache are ordered by nothing else
-  });
+  }
+
+ private:
+  static constexpr int64_t slack =
+      SeriesTile<T>::most_frames * T::lanes * T::pair;  // tiles read whole vectors
+  const Call& c;
+  const Layout& layout;
+  const Store* weights;
+  const int64_t tap_size, entries_size;
+  int64_t slots = 1;  // rows that a convolve-first tap keeps: the most that one bin reads
+  bool past_cache;
+
+  Store *rows, *blended;
+  char* packed;
+  Acc *convolved, *sums, *bias;
+  int64_t* convolved_row;
+  Entry<Store>* entries;
+  Live<T>* live;
+  Mix<T>*mixes, *tile_mixes;
+  typename TileArguments<T>::Tap* tile_taps;
+
+  const S* src;  // of the task
+  const Store* weight;
+  int64_t t0, here, n_live, n_mixes;
+
+  void start(int64_t b, int64_t g, int64_t first) {
+    t0 = first;
+    here = std::min(layout.block, c.dst_len - t0);
+    src = static_cast<const S*>(c.src) + b * c.src_stride[0] + g * c.in_channels * c.src_stride[1];
+    weight = weights + g * c.taps * tap_size;
+    std::fill_n(bias, layout.bias_size, Acc(0));
+    if (c.bias)
+      for (int64_t o = 0; o < c.out_channels; ++o)
+        bias[o] = static_cast<Acc>(static_cast<const S*>(c.bias)[g * c.out_channels + o]);
+    std::fill_n(packed, c.src_rows, 0);
+    std::fill_n(convolved_row, c.taps * slots, -1);
+  }
+  const Store* row(int64_t s) {
+    Store* at = rows + s * layout.row_size;
+    if (!std::exchange(packed[s], 1))
+      layout.pack(Source<S>{src + s * c.src_stride[2], c.in_channels, c.src_stride[1], c.src_stride[3]}, t0,
+                  at);
+    return at;
+  }
+  // Row s convolved with the kernel row of tap j.
+  const Acc* convolved_with(int64_t s, int64_t j) {
+    const int64_t slot = j * slots + s % slots;
+    Acc* to = convolved + slot * layout.sums_size;
+    if (convolved_row[slot] != s) {
+      const Live<T> one{row(s), j};
+      convolve(&one, 1, nullptr, 0, nullptr, to, layout.sums_stride, Write::kSums);
+      convolved_row[slot] = s;
+    }
+    return to;
+  }
+  // Gathers what bin d is the sum of.
+  void read(int64_t d) {
+    n_live = n_mixes = 0;
+    for (int64_t j = 0; j < c.taps; ++j) {
+      const Span span(c.matrix, j, d);
+      if (!span.size()) continue;
+      if (!c.blend_first[j]) {
+        for (int64_t e = span.begin; e < span.end; ++e)
+          mixes[n_mixes++] = {convolved_with(c.matrix.column[e], j), static_cast<Acc>(c.matrix.value[e])};
+      } else if (span.is_copy(c.matrix)) {
+        live[n_live++] = {row(c.matrix.column[span.begin]), j};
+      } else {
+        for (int64_t e = span.begin; e < span.end; ++e)
+          entries[e - span.begin] = {row(c.matrix.column[e]), c.matrix.value[e]};
+        Store* to = blended + j * layout.row_size;
+        blend<T>(entries, span.size(), layout.row_size, to);
+        live[n_live++] = {to, j};
+      }
+    }
+  }
+  void finish(const Target<S>& to) {
+    if (layout.writes_results())
+      return convolve(live, n_live, mixes, n_mixes, bias, to.dst, to.time_stride,
+                      past_cache ? Write::kResultPastCache : Write::kResult);
+    convolve(live, n_live, mixes, n_mixes, bias, sums, layout.sums_stride, Write::kSums);
+    layout.write(sums, here, past_cache, to);
+  }
+  // dst = the bias, the mixes, and the live rows convolved with the kernel rows of their taps, tile by tile.
+  void convolve(const Live<T>* live, int64_t n_live, const Mix<T>* mixes, int64_t n_mixes, const Acc* bias,
+                void* dst, int64_t dst_stride, Write write) {
+    using Tile = typename Layout::Tile;
+    constexpr int channel_unit = Layout::channel_unit, frame_unit = Layout::frame_unit;
+    TileArguments<T> a{tile_taps,    n_live,     layout.offsets, layout.n_offsets,
+                       layout.width, tile_mixes, n_mixes,        layout.sums_stride,
+                       nullptr,      nullptr,    dst_stride,     write};
+    const int64_t element = write == Write::kSums ? sizeof(Acc) : sizeof(Store);
+    const Split frames(divide_up(here, frame_unit), Tile::most_frames);
+    const Split channels(divide_up(c.out_channels, channel_unit), Tile::most_channels);
+    for (int64_t nb = 0; nb < frames.parts; ++nb) {
+      const int64_t t = frames.begin(nb) * frame_unit, n = frames.begin(nb + 1) - frames.begin(nb);
+      for (int64_t ob = 0; ob < channels.parts; ++ob) {
+        const int64_t o = channels.begin(ob) * channel_unit, m = channels.begin(ob + 1) - channels.begin(ob);
+        for (int64_t i = 0; i < n_live; ++i)
+          tile_taps[i] = {live[i].row + t * layout.row_frame,
+                          weight + live[i].tap * tap_size + o * layout.weight_channel};
+        for (int64_t i = 0; i < n_mixes; ++i)
+          tile_mixes[i] = {mixes[i].row + Layout::at(o, t, layout.sums_stride), mixes[i].value};
+        a.bias = bias ? bias + o : nullptr;
+        a.dst = static_cast<char*>(dst) + Layout::at(o, t, dst_stride) * element;
+        tile_of<Tile, Tile::most_channels, Tile::most_frames>(m, n)(a);
+      }
+    }
+  }
+};
+
+template <class Layout>
+TapConvStatus apply_in(const Call& c) {
+  Placed<CallMemory<Layout>> call(CallMemory<Layout>{Layout(c), nullptr});
+  if (!call.there()) return TAP_CONV_NO_MEMORY;
+  call.layout.find_offsets();
+  call.pack_weights();
+  expect_large_pages(c.dst, result_bytes<typename Layout::Scalar>(c));
+  const int64_t tasks = c.batch * c.groups * divide_up(c.dst_len, call.layout.block);
+  return run_tasks(c, tasks, Worker<Layout>(call),
+                   [](int64_t task, Worker<Layout>& worker) { worker.run(task); });
 }
 
-template <class S> void apply(const Call& c) {
+template <class S>
+TapConvStatus apply(const Call& c) {
   using T = typename Compute<S>::type;
-  if (Frames<T, S>::fits(c)) apply_in<Frames<T, S>, T, S>(c);
-  else apply_in<Series<T, S>, T, S>(c);
+  return Frames<T, S>::fits(c) ? apply_in<Frames<T, S>>(c) : apply_in<Series<T, S>>(c);
 }
 
 }  // namespace
