@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import fixed_case
 
-from harmonic_lowering import HarmonicConv2d, _torch, engines, harmonic_conv2d
+from harmonic_lowering import HarmonicConv2d, _torch, engines, functional, harmonic_conv2d
 from harmonic_lowering.engines import blocked, plans
 from harmonic_lowering.engines.native import engine as native
 from harmonic_lowering.engines.native import library
@@ -272,6 +272,7 @@ def test_the_reason_names_the_argument():
 def test_an_engine_that_is_not_built_says_how_to_build_it(monkeypatch):
     x, w, b = tensors(torch.float32)
     monkeypatch.setattr(library, "load", lambda: None)
+    monkeypatch.setattr(functional, "_passed", {})
     with pytest.raises(RuntimeError, match="harmonic-lowering build-native"):
         harmonic_conv2d(x, w, b, engine="native")
     torch.testing.assert_close(

@@ -25,15 +25,13 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.library import Library
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 __all__ = [
     "compile_time_constant",
     "constant_object",
-    "functorch_is_active",
     "has_forward_mode",
     "has_matrix_units",
-    "is_dispatch_mode_active",
+    "is_eager",
     "is_exporting_to_onnx",
     "is_jit_tracing",
     "is_plain",
@@ -141,11 +139,6 @@ def is_exporting_to_onnx() -> bool:
     return onnx is not None and bool(onnx.is_in_onnx_export())
 
 
-def functorch_is_active() -> bool:
-    """Whether a torch.func transform (grad, vmap, jvp …) is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 @compile_time_constant
 def has_forward_mode() -> bool:
     """Whether forward-mode derivatives are being computed."""
@@ -156,12 +149,6 @@ def has_forward_mode() -> bool:
     return any(interpreter.key() == jvp for interpreter in stack or ())
 
 
-@compile_time_constant
-def is_dispatch_mode_active() -> bool:
-    """Whether a TorchDispatchMode (FakeTensorMode, FlopCounterMode …) sees every operator."""
-    return _get_current_dispatch_mode() is not None
-
-
 def obeys_operators(tensor: Tensor) -> bool:
     """Whether a tensor may be handed to this package's operators.
 
@@ -169,6 +156,20 @@ def obeys_operators(tensor: Tensor) -> bool:
     """
     kind = type(tensor)
     return kind is Tensor or issubclass(kind, (torch.nn.Parameter, FakeTensor, FunctionalTensor))
+
+
+def is_eager() -> bool:
+    """Whether nothing but ordinary autograd is at work: no compiler, tracer, transform or mode.
+
+    Asked at every call, so without a function in between.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 def is_plain(tensor: Tensor) -> bool:

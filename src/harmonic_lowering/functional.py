@@ -12,13 +12,13 @@ import operator
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from . import engines
+from . import _torch, engines
 from .checks import (
     IntPair,
     Ratio,
@@ -360,7 +360,15 @@ def log_harmonic_lowering(
 def convolve(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, engine: str
 ) -> Tensor:
-    """Convolve with arguments that are checked; the tensors are not yet."""
+    """Convolve with arguments that are checked; the tensors are not yet.
+
+    Whether tensors fit, and which engine they get, follows from their shapes and types: an eager
+    call that has passed once passes again without being asked.
+    """
+    signature = _signature(input, weight, bias, geometry, engine) if _torch.is_eager() else None
+    if signature is not None and (known := _passed.get(signature)) is not None:
+        return known(input, weight, bias, geometry)
+
     check_input(input)
     taps, row_taps = geometry.taps, geometry.row_taps
     check_kernel(input, weight, bias, len(row_taps or taps), geometry.groups)
@@ -375,9 +383,34 @@ def convolve(
         (index,) = _row_index(row_taps, weight.device)
         shape = (*weight.shape[:2], len(taps), kernel_frames)
         weight = weight.new_zeros(shape).index_add(2, index, weight)
-    if input.ndim == 4:
-        return engines.convolve(input, weight, bias, geometry, engine)
-    return engines.convolve(input.unsqueeze(0), weight, bias, geometry, engine).squeeze(0)
+    batched = input if input.ndim == 4 else input.unsqueeze(0)
+    convolution = engines.engine_of_a_call(engine, batched, weight, bias)
+    if signature is not None and row_taps is None and input.ndim == 4:
+        if len(_passed) >= _MOST_SIGNATURES:
+            _passed.clear()
+        _passed[signature] = convolution
+    output = convolution(batched, weight, bias, geometry)
+    return output if input.ndim == 4 else output.squeeze(0)
+
+
+Convolution = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]
+_passed: dict[tuple[object, ...], Convolution] = {}
+_MOST_SIGNATURES = 4096
+
+
+def _signature(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, engine: str
+) -> tuple[object, ...] | None:
+    """Return all that decides how an eager call of ordinary tensors goes, or None for others."""
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    if _torch.may_be_autocasting() or type(engine) is not str:
+        return None
+    key: list[object] = [geometry, engine]
+    for tensor in tensors:
+        if not _torch.is_plain(tensor) or tensor.is_nested:
+            return None
+        key += (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
+    return tuple(key)
 
 
 @cached_on_device

@@ -12,6 +12,7 @@ tensors (or, with none, on this machine), or None.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .. import _torch
 from . import blocked, lowering, reference
-from .fallback import stock_reason
+from .fallback import is_plain_call, stock_reason
 from .geometry import Geometry, geometry_of
 from .native import engine as native
 
@@ -28,7 +29,7 @@ __all__ = [
     "Choice",
     "Geometry",
     "choose",
-    "convolve",
+    "engine_of_a_call",
     "geometry_of",
     "unsupported_reason",
 ]
@@ -112,9 +113,16 @@ def choose(
 _HALF = (torch.bfloat16, torch.float16)
 
 
-def convolve(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, engine: str
-) -> Tensor:
-    """Convolve with the engine that `choose` chooses."""
-    chosen = choose(engine, input, weight, bias).engine
-    return ENGINES[chosen].convolve(input, weight, bias, geometry)
+def engine_of_a_call(
+    engine: str, input: Tensor, weight: Tensor, bias: Tensor | None
+) -> Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]:
+    """Return the function of the engine that `choose` chooses.
+
+    For the core that is its shortest way, where nothing can stand in it for tensors like these.
+    """
+    name = choose(engine, input, weight, bias).engine
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    is_ordinary = is_plain_call(*tensors) and not _torch.may_be_autocasting()
+    if name == "native" and is_ordinary and native.unsupported_reason(*tensors) is None:
+        return native.convolve_plain
+    return ENGINES[name].convolve

@@ -17,13 +17,7 @@ __all__ = ["autocast", "compute_dtypes", "double_backward", "is_plain_call", "st
 
 def is_plain_call(*tensors: Tensor) -> bool:
     """Whether tensors are ordinary ones of an eager call: their memory can be worked on."""
-    if (
-        torch.compiler.is_compiling()
-        or _torch.is_jit_tracing()
-        or _torch.functorch_is_active()
-        or _torch.has_forward_mode()
-        or _torch.is_dispatch_mode_active()
-    ):
+    if not _torch.is_eager():
         return False
     return all(
         _torch.is_plain(tensor) and tensor.device.type != "meta" and tensor.numel() > 0

@@ -42,18 +42,38 @@ def empty(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format
 
 def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve."""
-    result = empty(geometry.output_shape(input, weight), input, memory_format(input, weight))
     input, weight = input.resolve_neg(), weight.resolve_neg()
-    plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
-    call = _call(input, weight, result, plan, geometry)
-    out, into, row, frame = weight.stride()
-    call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, out, into, row, frame)
-    call.weight = weight.data_ptr()
+    key = (geometry, input.dtype, input.shape, input.stride(), weight.shape, weight.stride())
+    prepared = _prepared.get(key)
+    if prepared is None:
+        prepared = _prepare(input, weight, geometry)
+        if len(_prepared) >= _MOST_PREPARED:
+            _prepared.clear()
+        _prepared[key] = prepared
+    shape, form, template, _ = prepared
+    result = empty(shape, input, form)
+    call = library.Call.from_buffer_copy(template)
+    call.src, call.weight, call.dst = input.data_ptr(), weight.data_ptr(), result.data_ptr()
     if bias is not None:
         bias = bias.resolve_neg().contiguous()
         call.bias = bias.data_ptr()
     library.run("tap_conv_apply", call)
     return result
+
+
+# All of a call but the addresses, which is most of what a small one takes.
+Prepared = tuple[tuple[int, ...], torch.memory_format, library.Call, Matrices]
+_prepared: dict[tuple[object, ...], Prepared] = {}
+_MOST_PREPARED = 4096
+
+
+def _prepare(input: Tensor, weight: Tensor, geometry: Geometry) -> Prepared:
+    shape, form = geometry.output_shape(input, weight), memory_format(input, weight)
+    plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
+    call = _call(input, weight, empty(shape, input, form), plan, geometry)
+    out, into, row, frame = weight.stride()
+    call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, out, into, row, frame)
+    return shape, form, call, plan  # the plan, because the call has addresses in it
 
 
 def input_grad(grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor) -> None:

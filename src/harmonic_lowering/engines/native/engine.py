@@ -21,7 +21,7 @@ from ..lowering import memory_format
 from . import core, operators
 from .core import unsupported_reason
 
-__all__ = ["convolve", "unsupported_reason"]
+__all__ = ["convolve", "convolve_plain", "unsupported_reason"]
 
 
 def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -42,6 +42,13 @@ def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geome
         return operators.tap_conv2d(input, weight, bias, geometry)
     if reason := unsupported_reason(*tensors):
         raise RuntimeError(f"engine 'native' cannot run: {reason}; or use engine='auto'")
+    return convolve_plain(input, weight, bias, geometry)
+
+
+def convolve_plain(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Convolve plain tensors of an eager call, which the core supports."""
     if not torch.is_grad_enabled():  # what autograd's function costs is a third of a small call
         return core.output(input, weight, bias, geometry)
     return _Convolution.apply(input, weight, bias, geometry)  # type: ignore[no-any-return, no-untyped-call]
