@@ -1,65 +1,80 @@
-"""Make the page and its pictures from a table of `harmonic-lowering bench`.
+"""Make the page and its charts from a table of this benchmark.
 
-python -m benchmarks.page [TABLE.csv [PAGE.md]]
+python -m benchmarks.layers.page [TABLE.csv [PAGE.md]]
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from harmonic_lowering.audio import replacing
-from harmonic_lowering.benchmark import Row, read_csv
-from harmonic_lowering.benchmark.columns import COLUMNS
-from harmonic_lowering.benchmark.settings import PUBLISHED_S
 
-DOCS = Path(__file__).parents[1] / "docs"
+from ..common.machine import ROOT
+from ..common.tables import markdown
+from .columns import COLUMNS
+from .rows import LayerRow, read_csv
+from .run import PARTS
+from .settings import PUBLISHED_S
+
+DOCS = ROOT / "docs"
 BOTH = "forward+backward"
 # The original's two charts: which layer, and its colour; forward solid, backward pale.
 CHARTS = {"harmonic": ("auto", "C0"), "log": ("log", "C2")}
+LABELS = {
+    "auto": "HarmonicConv2d",
+    "log": "LogHarmonicConv2d",
+    "stacking": "the paper's method in stock operations",
+    "conv2d": "Conv2d",
+    "deform_conv2d": "deform_conv2d",
+}
 PEERS = {"deform_conv2d": "C7", "stacking": "C1", "conv2d": "C3"}
 
 HEAD = """\
 # Benchmarks
 
-This page is made from [{csv}]({csv}) by `make bench`; do not edit it.
-How the engines work, and why those that lose do, is told in [engines](engines.md).
+This page is made from {source} by `make bench`; do not edit it.
+[Engines](engines.md) explains how each engine works and why some lose.
 
 {machine}, {threads} threads, device {device}; torch {torch}, version {version}, commit {commit};
-{date}. The paper's settings at batch {batch}, at least {repetitions} measurements of every row.
+{date}. The paper's settings with batch {batch}, at least {repetitions} measurements for each row.
 Measured peaks: {peaks}.
 
-Columns are timed in turns after one run unmeasured; figures are medians, ± half the distance
-between the quartiles. A ratio is to Conv2d of the same shape, dtype and memory format in the same
-rounds: below 1 is faster than Conv2d, above 1 is slower and set in bold. `deform_conv2d` is too
-slow for the whole batch: it and a Conv2d were timed at a smaller one in a process with a torch of
-its own, and their ratio is shown. It and `stacking` were timed in one dtype and
-memory format only.
+Columns are timed in turns, after one call that is not measured. Figures are medians ± half the
+interquartile range. A ratio is the time ÷ the time of `Conv2d` with the same shape, dtype and
+memory format in the same rounds: below 1 is faster than `Conv2d`; above 1 is slower, in bold.
 
+`deform_conv2d` is too slow for the whole batch: it and a `Conv2d` were timed with a smaller batch
+in a separate process with its own torch, and the ratio is theirs. {slow} were timed
+in one dtype and memory format only.
+
+| column | what |
+| --- | --- |
 {columns}
-- `deform_conv2d`: torchvision's, with offsets that read where the taps read
 
 """
 
 
-def write_page(rows: Sequence[Row], page: Path, table: str = "benchmarks.csv") -> None:
-    """Write the page, and its pictures to the folder ``images`` beside it."""
+def write_page(rows: Sequence[LayerRow], page: Path, table: str = "benchmarks.csv") -> None:
+    """Write the page, and its charts to the folder ``images`` beside it."""
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
     settings = [r for r in rows if r.part == "settings"]
     peaks = {
-        r.dtype: f"{r.dtype} {r.gemm_gmac_s:.0f} billion multiply-adds a second"
+        r.dtype: f"{r.dtype} {r.gemm_gmac_s:.0f} billion multiply-adds per second"
         for r in rows
         if r.gemm_gmac_s
     }
     copied = max((r.copy_gb_s or 0.0 for r in rows), default=0.0)
+    measured = {r.column for r in rows}
+    slow = [f"`{c}`" for c in ("stacking", "compiled", "compiled_conv2d") if c in measured]
     first = rows[0]
     text = HEAD.format(
-        csv=table,
+        source=f"[{table}]({table})" if table else "a table that was not kept",
         machine=first.machine,
         threads=first.threads,
         device=first.device,
@@ -70,12 +85,13 @@ def write_page(rows: Sequence[Row], page: Path, table: str = "benchmarks.csv") -
         batch=max((r.batch for r in settings), default=0),
         repetitions=min((r.repetitions for r in rows if r.repetitions), default=0),
         peaks=", ".join([*peaks.values(), f"copying {copied:.0f} GB/s"]),
-        columns="\n".join(f"- `{name}`: {meaning}" for name, meaning in COLUMNS.items()),
+        slow=", ".join(["It", *slow[:-1]]) + (f" and {slow[-1]}" if slow else ""),
+        columns="\n".join(f"| `{c}` | {what} |" for c, what in COLUMNS.items() if c in measured),
     )
-    text += "## Targets\n\n" + _table(["what", "target", "worst measured", ""], targets(rows))
-    pictures = {f"bench-{name}.png": _bars(settings, *what) for name, what in CHARTS.items()}
-    text += "## One step, forward and backward\n\n" + _show(pictures, images)
-    text += "".join(_settings(settings)) + _call_and_anchors(rows)
+    text += "## Summary\n\n" + _summary(settings) + _losses(rows)
+    charts = {f"bench-{name}.png": _bars(settings, *what) for name, what in CHARTS.items()}
+    text += "## One step, forward and backward\n\n" + _show(charts, images)
+    text += "".join(_settings(settings)) + _small_parts(rows)
     series = {"bench-series.png": _curves([r for r in rows if r.part == "series"])}
     text += "## How the time grows\n\n" + _show(series, images) + _published(settings)
     with replacing(page) as part:
@@ -83,93 +99,79 @@ def write_page(rows: Sequence[Row], page: Path, table: str = "benchmarks.csv") -
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    if not lines:
-        return "Not measured in this run.\n\n"
-    return (
-        "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines)) + "\n"
-    )
-
-
-# -------------------------------------------------------------------- targets
-
-
-def targets(rows: Sequence[Row]) -> list[list[str]]:
-    """Return the lines of the table of targets: what, target, worst measured, met or missed."""
-    auto = [r for r in rows if r.part == "settings" and r.column == "auto"]
-    peer = {(_place(r), r.column): r for r in rows if r.part == "settings"}
-
-    def ratios(found: Sequence[Row]) -> list[tuple[float, Row]]:
-        return [(r.ratio, r) for r in found if r.ratio]
-
-    def deform(direction: str) -> list[tuple[float, Row]]:
-        return [
-            (other.ratio / r.ratio, r)
-            for r in auto
-            if r.direction == direction and r.ratio
-            if (other := peer.get((_place(r), "deform_conv2d"))) and other.ratio
-        ]
-
-    lines = []
-    for direction, mean in (("forward", 0.75), (BOTH, 0.8)):
-        found = ratios([r for r in auto if r.direction == direction and r.dtype == "float32"])
-        what = f"{direction}, float32, HarmonicConv2d ÷ Conv2d"
-        lines.append(_target(f"{what}, every setting and format", 1.0, found))
-        averages = []
-        for form in dict.fromkeys(r.memory_format for _, r in found):
-            logs = [math.log(v) for v, r in found if r.memory_format == form]
-            averages.append((math.exp(sum(logs) / len(logs)), form))
-        lines.append(_target("the same, geometric mean", mean, averages))
-    full = [r for r in auto if r.dtype == "float32"]
-    lines.append(
-        _target("Settings 1 and 2, float32", 0.6, ratios([r for r in full if r.setting in "12"]))
-    )
-    half = ratios([r for r in auto if r.dtype == "bfloat16"])
-    lines.append(_target("bfloat16, ÷ Conv2d in bfloat16", 1.0, half))
-    what = f"peak memory above inputs and results, {BOTH}, ÷ Conv2d's"
-    for form in dict.fromkeys(r.memory_format for r in auto):
-        # Conv2d may need nothing at all; then the ratio is infinite, and the tables have the MB.
-        memory = [
-            (r.peak_bytes / other.peak_bytes if other.peak_bytes else math.inf, r)
-            for r in auto
-            if r.direction == BOTH and r.memory_format == form and r.peak_bytes is not None
-            if (other := peer.get((_place(r), "conv2d"))) and other.peak_bytes is not None
-        ]
-        lines.append(_target(f"{what}, {form.replace('_', ' ')}", 1.1, memory))
-    for direction, goal in (("forward", 40), (BOTH, 60)):
-        what = f"deform_conv2d ÷ HarmonicConv2d, {direction}"
-        lines.append(_target(what, goal, deform(direction), least=True))
-    calls = [r for r in full if r.setting == "9"]
-    calls += [r for r in rows if r.part == "call" and r.column == "auto"]
-    lines.append(_target("Setting 9, ÷ Conv2d: what a call costs", 1.3, ratios(calls)))
-    mixed = ratios([r for r in rows if r.part == "anchors" and r.column == "auto"])
-    lines.append(_target("seven anchors mixed ÷ seven separate layers", 0.5, mixed))
-    return lines
-
-
-def _place(row: Row) -> tuple[str, ...]:
-    return row.setting, row.direction, row.dtype, row.memory_format
-
-
-def _target(
-    what: str, goal: float, found: Sequence[tuple[float, Row | str]], *, least: bool = False
-) -> list[str]:
-    target = f"{'≥' if least else '≤'} {goal:g}"
-    if not found:
-        return [what, target, "not measured", ""]
-    sign = -1 if least else 1
-    worst, row = max(found, key=lambda pair: sign * pair[0])
-    missed = sum(sign * value > sign * goal for value, _ in found)
-    if isinstance(row, Row):
-        row = f"{row.setting}, {row.direction}, {row.memory_format}, batch {row.batch}"
-    where = row.replace("_", " ")
-    verdict = f"**missed** in {missed} of {len(found)}" if missed else f"met in all {len(found)}"
-    return [what, target, f"{worst:.3g} ({where})", verdict]
+    return (markdown(head, lines) if lines else "Not measured in this run.") + "\n\n"
 
 
 # -------------------------------------------------------------------- tables
 
 
-def _settings(rows: Sequence[Row]) -> list[str]:
+def _summary(rows: Sequence[LayerRow]) -> str:
+    """Give the geometric mean and the worst of the ratios of each column, over all settings."""
+    columns = [c for c in COLUMNS if any(r.column == c and r.ratio for r in rows) and c != "conv2d"]
+    lines = []
+    for dtype, form, direction in dict.fromkeys(
+        (r.dtype, r.memory_format, r.direction) for r in rows
+    ):
+        line = [dtype, form.replace("_", " "), direction]
+        for column in columns:
+            ratios = [
+                r.ratio
+                for r in rows
+                if (r.dtype, r.memory_format, r.direction) == (dtype, form, direction)
+                and r.column == column
+                and r.ratio
+            ]
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 0
+            line.append(f"{mean:.2f} ({max(ratios):.2f})" if ratios else "")
+        lines.append(line)
+    return (
+        "Time ÷ `Conv2d`'s: geometric mean over the paper's settings, the worst in brackets.\n\n"
+        + _table(["dtype", "memory format", "pass", *(f"`{c}`" for c in columns)], lines)
+    )
+
+
+def _losses(rows: Sequence[LayerRow]) -> str:
+    """List where the layers as users get them are slower or need more memory than Conv2d."""
+    chosen = [r for r in rows if r.column in ("auto", "log", "compiled") and r.part != "anchors"]
+    slower = sorted((r for r in chosen if (r.ratio or 0) > 1), key=lambda r: -(r.ratio or 0))
+    timed = sum(r.ratio is not None for r in chosen)
+    text = "## Where the layers lose\n\n"
+    text += f"In {len(slower)} of {timed} rows a layer takes longer than `Conv2d`"
+    text += " (forward and backward are rows of their own).\n\n"
+    if slower:
+        lines = [
+            [r.part, r.setting, f"`{r.column}`", r.direction, r.dtype,
+             r.memory_format.replace("_", " "), f"{r.ratio:.2f}"]
+            for r in slower
+        ]  # fmt: skip
+        head = ["part", "setting", "column", "pass", "dtype", "memory format", "ratio"]
+        text += _table(head, lines)
+    conv = {_place(r): r.peak_bytes for r in rows if r.column == "conv2d"}
+    pairs = [
+        (r.peak_bytes, other, r)
+        for r in chosen
+        if r.part == "settings" and r.column == "auto" and r.peak_bytes is not None
+        if (other := conv.get(_place(r))) is not None
+    ]
+    more = [(ours, other, r) for ours, other, r in pairs if ours > other]
+    if pairs:
+        text += f"In {len(more)} of {len(pairs)} rows `auto` needs more memory than `Conv2d`"
+        if more:
+            ours, other, row = max(more, key=lambda pair: pair[0] - pair[1])
+            text += (
+                f", at most {(ours - other) / 1e6:.1f} MB more: {ours / 1e6:.1f} MB for "
+                f"{other / 1e6:.1f} MB (Setting {row.setting}, {row.dtype}, "
+                f"{row.memory_format.replace('_', ' ')})"
+            )
+        text += ".\n\n"
+    return text
+
+
+def _place(row: LayerRow) -> tuple[str, ...]:
+    return row.part, row.setting, row.direction, row.dtype, row.memory_format
+
+
+def _settings(rows: Sequence[LayerRow]) -> list[str]:
     """Return a section for each dtype and memory format."""
     text = []
     for dtype, form in dict.fromkeys((r.dtype, r.memory_format) for r in rows):
@@ -179,7 +181,7 @@ def _settings(rows: Sequence[Row]) -> list[str]:
         title = f"{dtype}, {form.replace('_', ' ')}"
         for what, show, wanted in (
             ("time (Conv2d in ms, others ÷ Conv2d)", _time, directions),
-            ("time ÷ limit of the machine", _limit, directions),
+            ("time ÷ the machine's limit", _limit, directions),
             (f"peak memory in MB, {directions[-1]}", _memory, directions[-1:]),
             (f"error against float64, {directions[-1]}", _error, directions[-1:]),
         ):
@@ -199,50 +201,68 @@ def _settings(rows: Sequence[Row]) -> list[str]:
     return text
 
 
-def _time(row: Row) -> str:
+def _time(row: LayerRow) -> str:
     if row.median_ms is None or row.q1_ms is None or row.q3_ms is None:
         return "not installed" if "not installed" in row.note else "failed"
     spread = (row.q3_ms - row.q1_ms) / 2
     if row.column == "conv2d" or row.ratio is None:
-        return f"{row.median_ms:.3g} ± {spread:.2g} ms"
+        return f"{_digits(row.median_ms)} ± {_digits(spread, 2)} ms"
     text = f"{row.ratio:.2f} ± {row.ratio * spread / row.median_ms:.2f}"
     return f"**{text}**" if row.ratio > 1 else text
 
 
-def _memory(row: Row) -> str:
+def _digits(value: float, significant: int = 3) -> str:
+    return f"{value:.0f}" if value >= 10**significant else f"{value:.{significant}g}"
+
+
+def _memory(row: LayerRow) -> str:
     return "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}"
 
 
-def _error(row: Row) -> str:
+def _error(row: LayerRow) -> str:
     return "" if row.error is None else f"{row.error:.1e}"
 
 
-def _limit(row: Row) -> str:
+def _limit(row: LayerRow) -> str:
     return f"{row.median_ms / row.limit_ms:.1f}" if row.limit_ms and row.median_ms else ""
 
 
-def _call_and_anchors(rows: Sequence[Row]) -> str:
+def _small_parts(rows: Sequence[LayerRow]) -> str:
     text = ""
     for part, title in (
-        ("call", "What a call costs: Setting 9 with a batch of one"),
+        ("calls", "What a call costs"),
         ("anchors", "Seven anchors in one layer, and in seven layers"),
+        ("busy", "While another process keeps one core busy"),
     ):
-        lines = [
-            [
-                f"`{r.column}`",
-                r.direction,
-                r.note if r.median_ms is None else f"{r.median_ms:.3g}",
-                "" if r.ratio is None else f"{r.ratio:.2f}",
-                _memory(r),
-            ]
-            for r in rows
-            if r.part == part
-        ]
-        text += f"## {title}\n\n" + _table(["column", "pass", "ms", "ratio", "memory, MB"], lines)
+        found = [r for r in rows if r.part == part]
+        columns: dict[str, Callable[[LayerRow], str]] = {
+            "setting": lambda r: r.setting,
+            "column": lambda r: f"`{r.column}`",
+            "pass": lambda r: r.direction,
+            "ms": lambda r: r.note if r.median_ms is None else _digits(r.median_ms),
+            "ratio": _ratio,
+        }
+        if part == "busy":
+            conv = {_place(r): r.slowdown for r in found if r.column == "conv2d"}
+            columns["÷ alone"] = lambda r: f"{r.slowdown:.2f}" if r.slowdown else ""
+            columns["that ÷ Conv2d's"] = lambda r, conv=conv: (  # type: ignore[misc]
+                f"{r.slowdown / base:.2f}" if r.slowdown and (base := conv.get(_place(r))) else ""
+            )
+        else:
+            columns["memory, MB"] = _memory
+        lines = [[show(r) for show in columns.values()] for r in found]
+        what = PARTS[part].what
+        text += f"## {title}\n\n{what[0].upper()}{what[1:]}.\n\n" + _table(list(columns), lines)
     return text
 
 
-def _published(rows: Sequence[Row]) -> str:
+def _ratio(row: LayerRow) -> str:
+    if row.ratio is None:
+        return ""
+    return f"**{row.ratio:.2f}**" if row.ratio > 1 else f"{row.ratio:.2f}"
+
+
+def _published(rows: Sequence[LayerRow]) -> str:
     ratio = {
         (r.setting, r.column): f"{r.ratio:.2f}"
         for r in reversed(rows)  # of several dtypes and formats, the first stays
@@ -256,19 +276,19 @@ def _published(rows: Sequence[Row]) -> str:
     head = ["setting", "paper: deformable", "paper: lowering", "paper: log"]
     head += ["here: deformable", "here: harmonic", "here: log"]
     return (
-        "## Beside the figures of the paper\n\n"
-        "Time of one step ÷ Conv2d's. The paper's were read off its bar charts (GTX 1080 Ti, ± 1 "
-        "%); its Setting 4 seems to have had a smaller batch.\n\n"
+        "## Compared with the paper's figures\n\n"
+        "Time of one step ÷ `Conv2d`'s. The paper's were read off its bar charts (GTX 1080 Ti, "
+        "± 1 %); its Setting 4 seems to have had a smaller batch.\n\n"
     ) + _table(head, lines)
 
 
-# -------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------- charts
 
 
-def _show(pictures: dict[str, Figure | None], images: Path) -> str:
-    """Save what was drawn and return the Markdown that shows it."""
+def _show(charts: dict[str, Figure | None], images: Path) -> str:
+    """Save the charts and return the Markdown that shows them."""
     text = ""
-    for name, figure in pictures.items():
+    for name, figure in charts.items():
         if figure is not None:
             with replacing(images / name) as part:
                 figure.savefig(part, format="png", dpi=110)
@@ -276,7 +296,7 @@ def _show(pictures: dict[str, Figure | None], images: Path) -> str:
     return text or "Not measured in this run.\n\n"
 
 
-def _bars(rows: Sequence[Row], layer: str, color: str) -> Figure | None:
+def _bars(rows: Sequence[LayerRow], layer: str, color: str) -> Figure | None:
     """Draw one of the original's charts: a layer beside its peers, forward and backward stacked."""
     dtype, form = next(((r.dtype, r.memory_format) for r in rows), ("", ""))
     rows = [r for r in rows if (r.dtype, r.memory_format) == (dtype, form)]
@@ -301,7 +321,7 @@ def _bars(rows: Sequence[Row], layer: str, color: str) -> Figure | None:
         forward = [ms.get((name, column, "forward"), 0.0) for name in names]
         both = [ms.get((name, column, BOTH), 0.0) for name in names]
         backward = [max(0.0, b - f) for b, f in zip(both, forward, strict=True)]
-        axes.bar(at, forward, width, color=colors[column], label=COLUMNS.get(column, column))
+        axes.bar(at, forward, width, color=colors[column], label=LABELS[column])
         axes.bar(at, backward, width, bottom=forward, color=colors[column], alpha=0.45)
     axes.set(
         xticks=range(len(names)), xticklabels=names, xlabel="setting", ylabel="ms", yscale="log",
@@ -312,7 +332,7 @@ def _bars(rows: Sequence[Row], layer: str, color: str) -> Figure | None:
     return figure
 
 
-def _curves(rows: Sequence[Row]) -> Figure | None:
+def _curves(rows: Sequence[LayerRow]) -> Figure | None:
     """Draw the time over each size."""
     points: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for r in rows:
