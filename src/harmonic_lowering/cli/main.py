@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import cast
 
-from . import build_native, denoise
+from .. import __version__
+from . import build_native, denoise, info
 from .status import INTERRUPTED
 
 _TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -24,9 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
         description="Harmonic convolution for audio spectrograms.",
         epilog="Exit status: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     denoise.add_parser(subparsers)
     build_native.add_parser(subparsers)
+    info.add_parser(subparsers)
     return parser
 
 
@@ -35,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == ["bench"]:
-        parser.error("bench has left the package: run 'make bench' in a checkout of the repository")
+        parser.error(
+            "bench has left the package: run 'make bench' in a checkout of the repository, or "
+            "'harmonic-lowering info' for a table of ten seconds"
+        )
     arguments = parser.parse_args(words)
     in_main_thread = threading.current_thread() is threading.main_thread()
     # So that `finally` cleans up; only the main thread may install handlers.
