@@ -153,8 +153,8 @@ def ways(setting: Setting, like: torch.nn.Conv2d) -> dict[str, Callable[[], Call
 
     return {
         "Conv2d": lambda: like,
-        "the paper's tensor, stock calls (`lowering`)": lambda: engine("lowering"),
-        "slabs, stock calls (`blocked`)": lambda: engine("blocked"),
+        "the paper's tensor, stock operations (`lowering`)": lambda: engine("lowering"),
+        "slabs, stock operations (`blocked`)": lambda: engine("blocked"),
         "slabs packed by torch.compile": lambda: Slabs(setting, like, pack_compiled()),
         "slabs packed by numba": lambda: Slabs(setting, like, pack_numba()),
         "slabs packed already (what packing cannot beat)": lambda: Slabs(
