@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -95,6 +95,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _write_page(arguments: argparse.Namespace, target: Path) -> int:
     rows = read_table(arguments.table).values()
+    if not any(row.method == "noisy" for row in rows):
+        raise ValueError(f"{arguments.table} has no row of the method noisy; measure it first")
     picture = target.parent / "images" / "denoising.png"
     conditions = _conditions(arguments.jobs)
     if arguments.page_only and target.exists():

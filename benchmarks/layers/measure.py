@@ -154,7 +154,7 @@ def interleaved(
 
 @contextmanager
 def beside_another() -> Iterator[None]:
-    """Keep one core busy with another process, which nothing is told about."""
+    """Keep one core busy with another process, as somebody else's program would."""
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         yield

@@ -253,6 +253,8 @@ def _small_parts(rows: Sequence[LayerRow]) -> str:
         lines = [[show(r) for show in columns.values()] for r in found]
         what = PARTS[part].what
         text += f"## {title}\n\n{what[0].upper()}{what[1:]}.\n\n" + _table(list(columns), lines)
+        notes = dict.fromkeys(f"- {r.note}\n" for r in found if r.note and r.median_ms is not None)
+        text += "".join(notes) + "\n" if notes else ""
     return text
 
 

@@ -23,7 +23,7 @@ from .measure import (
     peaks,
     quartiles,
     step,
-)  # fmt: skip
+)
 from .peer import Peer
 from .rows import LayerRow
 from .settings import ANCHORS, ONE_VALUE, SETTINGS, Setting, series, toy
@@ -234,6 +234,7 @@ def measure(
 
 
 def _waiting() -> str:
+    """Return how OpenMP's threads wait, if it is set: it decides what another process costs."""
     policy = os.environ.get("OMP_WAIT_POLICY")
     return f"OMP_WAIT_POLICY={policy}" if policy else ""
 
