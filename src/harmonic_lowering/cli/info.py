@@ -130,7 +130,8 @@ def _native_core() -> dict[str, Any]:
     reason = library.unsupported_reason()
     ask: Callable[[], Any] | None = getattr(library, "info", None)
     if ask is None:
-        return {"path": None if reason else str(library.library_path()), "passed_over": []}
+        path = None if reason else str(getattr(library.load(), "_name", ""))
+        return {"path": path, "passed_over": []}
     core = ask()
     return {
         "path": None if core.path is None else str(core.path),
