@@ -132,7 +132,11 @@ def _summary(rows: Sequence[LayerRow]) -> str:
 
 def _losses(rows: Sequence[LayerRow]) -> str:
     """List where the layers as users get them are slower or need more memory than Conv2d."""
-    chosen = [r for r in rows if r.column in ("auto", "log", "compiled") and r.part != "anchors"]
+    chosen = [
+        r
+        for r in rows
+        if r.column in ("auto", "log", "compiled") and r.part not in ("anchors", "busy")
+    ]
     slower = sorted((r for r in chosen if (r.ratio or 0) > 1), key=lambda r: -(r.ratio or 0))
     timed = sum(r.ratio is not None for r in chosen)
     text = "## Where the layers lose\n\n"

@@ -50,11 +50,13 @@ PARTS = {
         "the paper's settings", _PAPER, tuple(c for c in COLUMNS if c != "separate"), once=False
     ),
     "calls": Part(
-        "what a call costs: one channel of 8 x 8, and Setting 9 with a batch of one",
+        "one channel of 8 x 8, and Setting 9, with a batch of one",
         (ONE_VALUE, _ALONE),
         ("auto", "native", "lowering", "conv2d", "compiled", "compiled_conv2d"),
     ),
-    "anchors": Part("seven anchors in one layer, and in seven", (ANCHORS,), ("auto", "separate")),
+    "anchors": Part(
+        "a kernel of 7 x 7 on 256 x 256, outputs mixed by weights", (ANCHORS,), ("auto", "separate")
+    ),
     "series": Part(
         "how the time grows with each size",
         tuple(series()),
@@ -62,7 +64,7 @@ PARTS = {
         last_direction=True,
     ),
     "busy": Part(
-        "Settings 3 and 9 while another process keeps one core busy",
+        "Settings 3 and 9, alone and beside the other process",
         _BUSY,
         ("auto", "native", "blocked", "lowering", "conv2d"),
     ),
