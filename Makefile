@@ -12,15 +12,15 @@ CORE_SOURCES := $(wildcard src/harmonic_lowering/engines/native/csrc/*.cpp src/h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench bench-peers bench-denoise native clean
+.PHONY: help demo test test-fast lint bench bench-peers bench-denoise native clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 16
 	@echo "ARGS=... is handed on: make test ARGS='-k taps', make bench ARGS=--help"
 
-# Passive: where other programs use the cores, too, threads that wait for each other by spinning
-# take several times as long.
+# Passive: threads that wait for each other by spinning take several times as long where other
+# programs use the cores as well.
 demo: $(READY) native ## denoise the recording that ships with the package, and time the layer
 	@echo "== demo: add noise to a recording, denoise it, time the layer beside Conv2d"
 	@OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(PY) examples/demo.py $(ARGS)
@@ -28,7 +28,10 @@ demo: $(READY) native ## denoise the recording that ships with the package, and 
 # One thread a worker: two workers on two cores are faster than one worker on both.
 test: $(READY) native ## run every test
 	@echo "== tests, on all cores"
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal --durations=10 $(ARGS)
+
+test-fast: $(READY) native ## run all but the slow tests, in under two minutes on two cores
+	@$(MAKE) --no-print-directory test ARGS='-m "not slow" $(ARGS)'
 
 lint: $(READY) ## check style, format and types
 	@echo "== ruff check, ruff format --check, mypy --strict"
@@ -38,16 +41,16 @@ lint: $(READY) ## check style, format and types
 	$(PY) -m mypy --strict src || status=1; \
 	exit $$status
 
-bench: $(READY) native ## time the layer against its peers; needs a quiet machine
-	@$(PY) -m benchmarks $(ARGS)
+bench: $(READY) native ## time the layers beside their peers; needs a quiet machine
+	@$(PY) -m benchmarks.layers $(ARGS)
 
-# torchvision's deform_conv2d comes only with its own torch, so it gets an environment of its own.
-bench-peers: $(READY) ## install torchvision beside, in .venv-peers (several GB), for make bench
+# torchvision's deform_conv2d requires a torch of its own, so it gets its own environment.
+bench-peers: $(READY) ## install torchvision into .venv-peers (several GB), for make bench
 	@echo "== a second environment in $(VENV)-peers, for torchvision's deform_conv2d"
 	@test -x $(VENV)-peers/bin/pip || $(PYTHON) -m venv $(VENV)-peers
 	@$(VENV)-peers/bin/python -m pip install torch==2.14.1 torchvision==0.29.1 numpy
 
-# Each by itself: one that does not install (pesq needs a C compiler) is left out, and said to be.
+# One at a time: a package that does not install (pesq needs a C compiler) is named and left out.
 bench-denoise: $(READY) native ## measure the denoiser beside its peers, on recordings from Debian
 	@for peer in noisereduce logmmse pyrnnoise soxr pesq pystoi; do \
 	  $(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $$peer || echo "left out: $$peer did not install"; \

@@ -7,16 +7,15 @@ writes noisy.wav, denoised.wav and denoised.png to FOLDER (default: demo-output)
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
 
-from harmonic_lowering import HarmonicConv2d
 from harmonic_lowering.audio import AudioReader, AudioWriter
 from harmonic_lowering.cli import main as command
+from harmonic_lowering.cli.info import timing_table
 from harmonic_lowering.metrics import si_sdr
 
 SNR_DB = 10.0
@@ -50,37 +49,10 @@ def main() -> int:
     print(f"\nSI-SDR before    {scores[noisy]:6.2f} dB   {noisy}")
     print(f"SI-SDR after     {scores[denoised]:6.2f} dB   {denoised}   ({took:.0f} s)")
     print(f"Picture          {'':9}   {denoised.with_suffix('.png')}")
-    time_layers()
+    print()
+    for line in timing_table():
+        print(line, flush=True)
     return 0
-
-
-def time_layers() -> None:
-    """Print the layer's time beside Conv2d's, forward and backward."""
-    print(
-        f"\nOne layer, 2 spectrograms of 256 x 256, 16 to 32 channels, float32, "
-        f"{torch.get_num_threads()} threads;\nmilliseconds forward and backward, median of 7"
-    )
-    print(f"{'kernel':>8}{'anchor':>8}{'HarmonicConv2d':>16}{'Conv2d':>10}{'ratio':>8}")
-    input = torch.randn(2, 16, 256, 256, requires_grad=True)
-    for kernel, anchor in ((3, 1), (3, 3), (5, 1), (7, 1)):
-        padding = kernel // 2
-        ours = HarmonicConv2d(16, 32, kernel, padding=padding, anchor=anchor)
-        plain = torch.nn.Conv2d(16, 32, kernel, padding=padding)
-        times = [_median_ms(layer, input) for layer in (ours, plain)]
-        print(
-            f"{f'{kernel} x {kernel}':>8}{anchor:>8}{times[0]:>16.1f}{times[1]:>10.1f}"
-            f"{times[0] / times[1]:>8.2f}"
-        )
-
-
-def _median_ms(layer: torch.nn.Module, input: torch.Tensor, runs: int = 7) -> float:
-    layer(input).sum().backward()
-    times = []
-    for _ in range(runs):
-        began = time.perf_counter()
-        layer(input).sum().backward()
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,17 @@ from itertools import islice
 import pytest
 import torch
 
-from harmonic_lowering import engines
-from harmonic_lowering.benchmark import Plan, columns, measure_all, read_csv, run, worse
-from harmonic_lowering.benchmark.measure import Case, error, interleaved, peak_memory
-from harmonic_lowering.benchmark.peer import Peer, offsets
-from harmonic_lowering.benchmark.settings import SETTINGS, toy
-from harmonic_lowering.cli import bench as command
-from harmonic_lowering.cli import main
+from benchmarks.common.tables import read_rows, write_rows
+from benchmarks.layers import __main__ as command
+from benchmarks.layers import columns, run
+from benchmarks.layers.measure import Trial, error, interleaved, peak_memory
+from benchmarks.layers.peer import Peer, offsets
+from benchmarks.layers.rows import LayerRow, read_csv, regressions
+from benchmarks.layers.run import PARTS, Options, cells, measure_all
+from benchmarks.layers.settings import SETTINGS, toy
+from harmonic_lowering import HarmonicConv2d
 
-TINY = Plan(
+TINY = Options(
     parts=("settings",),
     settings=("9",),
     columns=("auto", "conv2d", "stacking"),
@@ -44,11 +46,14 @@ ARGUMENTS = [
     "--quiet",
 ]
 ARGUMENTS += ["--dtypes", "float32", "--formats", "contiguous", "--columns", "auto,conv2d"]
+# Compiling takes seconds for each column, so that these have a test of their own.
+COMPILED = ("compiled", "compiled_conv2d")
+EAGER = tuple(column for column in columns.COLUMNS if column not in COMPILED)
 
 
 def bench(*arguments):
     try:
-        return main(["bench", *ARGUMENTS, *map(str, arguments)])
+        return command.main([*ARGUMENTS, *map(str, arguments)])
     except SystemExit as stop:  # argparse
         return stop.code
 
@@ -56,24 +61,26 @@ def bench(*arguments):
 @pytest.fixture(scope="module")
 def rows():
     """Every part and column, the peer included, wherever it is or is not installed."""
-    plan = replace(
+    options = replace(
         TINY,
-        parts=Plan.parts,
-        settings=("3", "5", "9"),
-        columns=Plan.columns,
-        dtypes=Plan.dtypes,
-        formats=Plan.formats,
+        parts=Options.parts,
+        settings=("3", "5", "9", "1x1x8x8", "anchors 1 to 7", "bins=32", "bins=64", "kernel=3"),
+        columns=EAGER,
+        dtypes=Options.dtypes,
+        formats=Options.formats,
     )
-    return list(measure_all(plan))
+    return list(measure_all(options))
 
 
 def test_every_cell_has_a_row_for_every_column(rows):
-    assert {row.part for row in rows} == set(Plan.parts)
-    assert {row.column for row in rows} == {*columns.COLUMNS, "deform_conv2d"}
+    assert {row.part for row in rows} == set(PARTS)
+    assert {row.column for row in rows} == set(EAGER)
     assert len({row.key for row in rows}) == len(rows)
-    settings = [row for row in rows if row.part == "settings"]
     # two dtypes, two memory formats and two passes; the slow columns in the first of them only
-    assert len(settings) == 3 * 2 * (4 * len(Plan.columns) - 3 * len(run.SLOW))
+    quick = [column for column in EAGER if column not in (*run.SLOW, "separate")]
+    slow = [column for column in EAGER if column in run.SLOW]
+    settings = [row for row in rows if row.part == "settings"]
+    assert len(settings) == 3 * 2 * (4 * len(quick) + len(slow))
     for row in rows:
         if row.median_ms is None:
             assert row.note, row
@@ -83,9 +90,44 @@ def test_every_cell_has_a_row_for_every_column(rows):
             assert row.repetitions >= 2
 
 
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", ["settings", "columns", "dtypes", "formats", "directions"])
+def test_a_choice_holds_in_every_part(part, name):
+    for value in {
+        "settings": [setting.name for setting in PARTS[part].settings],
+        "columns": PARTS[part].columns,
+    }.get(name, getattr(Options, name)):
+        found = cells(replace(Options(), **{name: (value,)}))
+        assert part in {cell.part for cell in found}
+        attribute = {"settings": "setting", "columns": "columns"}.get(name, name[:-1])
+        attribute = {"format": "memory_format"}.get(attribute, attribute)
+        for cell in found:
+            chosen = getattr(cell, attribute)
+            assert getattr(chosen, "name", chosen) in (value, (value,))
+
+
+def test_beside_a_busy_process_each_column_has_its_own_slowdown(rows):
+    busy = [row for row in rows if row.part == "busy"]
+    assert {row.setting for row in busy} == {"3", "9"}
+    assert all(row.slowdown > 0 for row in busy if row.median_ms is not None)
+    assert all(row.slowdown is None for row in rows if row.part != "busy")
+
+
+@pytest.mark.slow
+def test_compiled_columns_have_ratios_to_their_own_baselines():
+    found = list(measure_all(replace(TINY, columns=("compiled", "compiled_conv2d", "conv2d"))))
+    row = {(row.column, row.direction): row for row in found}
+    for direction in Options.directions:
+        conv, layer = row["compiled_conv2d", direction], row["compiled", direction]
+        assert layer.ratio == pytest.approx(layer.median_ms / conv.median_ms), layer.note
+        assert conv.ratio == pytest.approx(conv.median_ms / row["conv2d", direction].median_ms)
+        assert 0 < layer.error < 1e-5
+        assert 0 < conv.error < 1e-5
+
+
 def test_the_columns_compute_what_they_say(rows):
     checked = [row for row in rows if row.error is not None]
-    assert {row.column for row in checked} >= set(columns.COLUMNS) - {"native"}
+    assert {row.column for row in checked} >= set(EAGER) - {"native", "deform_conv2d"}
     for row in checked:
         assert 0 < row.error < (1e-5 if row.dtype == "float32" else 3e-2), row
 
@@ -101,7 +143,8 @@ def test_the_baseline_is_conv2d_in_the_same_rounds(rows):
 
 
 def test_the_same_sizes_are_measured_once(rows):
-    three, five = ([r for r in rows if r.setting == name] for name in "35")
+    paper = [r for r in rows if r.part == "settings"]
+    three, five = ([r for r in paper if r.setting == name] for name in "35")
     assert [replace(r, setting="3") for r in five] == three
 
 
@@ -119,19 +162,19 @@ def test_work_and_limit():
 
 def test_memory_is_what_a_pass_needs_above_its_inputs_and_results():
     setting = replace(SETTINGS["3"], batch=8)
-    lean, lavish = (peak_memory(Case(c, setting)) for c in ("conv2d", "stacking"))
+    lean, lavish = (peak_memory(Trial(c, setting)) for c in ("conv2d", "stacking"))
     one_input = 4 * 8 * 16 * 256 * 256
     assert lavish - lean > 2 * one_input  # the lowered tensor is three of them
     with pytest.raises(RuntimeError, match="nonsense"):
-        peak_memory(Case("nonsense", toy(setting)))
+        peak_memory(Trial("nonsense", toy(setting)))
 
 
 def test_the_error_of_a_wrong_result_is_seen(monkeypatch):
-    case = Case("stacking", toy(SETTINGS["3"]), backward=True)
-    assert error(case) < 1e-6
+    trial = Trial("stacking", toy(SETTINGS["3"]), backward=True)
+    assert error(trial) < 1e-6
     forward = columns.Stacking.forward
     monkeypatch.setattr(columns.Stacking, "forward", lambda self, x: 1.01 * forward(self, x))
-    assert error(case) == pytest.approx(0.01, rel=0.1)
+    assert error(trial) == pytest.approx(0.01, rel=0.1)
 
 
 def test_rounds_go_on_after_a_failure():
@@ -171,7 +214,7 @@ def test_a_layer_that_fails_is_an_exit_status(monkeypatch, capsys):
     def fails(*_, **__):
         raise RuntimeError("no luck today")
 
-    monkeypatch.setattr(engines, "choose", fails)
+    monkeypatch.setattr(HarmonicConv2d, "forward", fails)
     assert bench("--directions", "forward") == 1
     assert "setting 9, auto: RuntimeError: no luck today" in capsys.readouterr().err
 
@@ -194,21 +237,21 @@ def test_offsets_read_where_the_taps_read():
 
 @pytest.mark.peer
 def test_deform_conv2d_computes_the_same():
+    from benchmarks.layers.peer import deform
     from harmonic_lowering import harmonic_conv2d
-    from harmonic_lowering.benchmark.peer import deform
 
-    case = Case("conv2d", toy(SETTINGS["3a"]), "float64")
-    module, (input, _) = deform(case), case.tensors()
+    trial = Trial("conv2d", toy(SETTINGS["3a"]), "float64")
+    module, (input, _) = deform(trial), trial.tensors()
     conv = module.conv
     expected = harmonic_conv2d(input, conv.weight, conv.bias, padding=1, anchor=3)
     torch.testing.assert_close(module(input), expected)
 
 
 def test_a_python_that_is_not_there_or_dies():
-    case = Case("deform_conv2d", toy(SETTINGS["9"]))
+    trial = Trial("deform_conv2d", toy(SETTINGS["9"]))
     for python, match in (("no-such-python", "no-such-python"), ("false", "false")):
         peer = Peer(python)
-        assert match in peer.ask(case)["error"]
+        assert match in peer.ask(trial)["error"]
         peer.close()
 
 
@@ -243,17 +286,28 @@ def test_command_table_and_regression(tmp_path, capsys):
         assert f"{4 if status else 0} rows are worse" in capsys.readouterr().out
 
 
+def test_rows_survive_a_file_and_older_tables_are_read(rows, tmp_path):
+    write_rows(tmp_path / "table.csv", rows, LayerRow)
+    back = read_rows(tmp_path / "table.csv", LayerRow)
+    write_rows(tmp_path / "again.csv", back, LayerRow)
+    assert (tmp_path / "table.csv").read_text() == (tmp_path / "again.csv").read_text()
+    assert [row.key for row in back] == [row.key for row in rows]
+    stored = read_csv(command.TABLE)  # made before there was a column "slowdown"
+    assert {row.part for row in stored} <= set(PARTS)
+    assert {row.setting for row in stored} <= set(run.SETTING_NAMES)
+
+
 def test_ratios_are_compared_and_times_are_not(rows):
     rows = [row for row in rows if row.ratio is not None]
     slow_machine = [replace(row, median_ms=100 * row.median_ms) for row in rows]
-    assert not list(worse(slow_machine, rows, 0.1))
+    assert not list(regressions(slow_machine, rows, 0.1))
     first = replace(rows[0], ratio=1.2 * rows[0].ratio)
-    assert list(worse([first], rows, 0.1)) == [(first, rows[0].ratio)]
-    assert not list(worse([first], rows, 0.3))
+    assert list(regressions([first], rows, 0.1)) == [(first, rows[0].ratio)]
+    assert not list(regressions([first], rows, 0.3))
     failed = replace(rows[0], ratio=None, note="RuntimeError")
-    assert list(worse([failed], rows, 0.1)) == [(failed, rows[0].ratio)]
+    assert list(regressions([failed], rows, 0.1)) == [(failed, rows[0].ratio)]
     with pytest.raises(ValueError, match="no row in common"):
-        list(worse(rows, [replace(row, bins=7) for row in rows], 0.1))
+        list(regressions(rows, [replace(row, bins=7) for row in rows], 0.1))
 
 
 def test_known_rows_are_not_measured_again():
@@ -298,7 +352,9 @@ def test_an_interrupted_run_is_kept_and_resumed(tmp_path, monkeypatch, capsys):
     [
         (["--settings", "10"], "'10' is not one of 1, 2"),
         (["--columns", "deform"], "'deform' is not one of"),
-        (["--parts", "series", "--columns", "log"], "none of the --columns"),
+        (["--parts", "series", "--columns", "log"], "nothing to measure"),
+        (["--parts", "anchors"], "nothing to measure"),
+        (["--page", "no/such/folder/page.md"], "there is no folder no/such/folder"),
         (["--batch", "0"], "must be an int >= 1, got '0'"),
         (["--seconds", "nan"], "must be a number > 0"),
         (["--device", "nowhere"], "nowhere"),
@@ -319,38 +375,35 @@ def test_bad_arguments(arguments, match, capsys):
 # -------------------------------------------------------------------- the page
 
 
-def test_the_page_has_every_row_and_the_charts(rows, tmp_path):
+def test_the_page_has_every_part_and_the_charts(rows, tmp_path):
     pytest.importorskip("matplotlib")
-    from benchmarks.page import write_page
+    from benchmarks.layers.page import write_page
 
     write_page(rows, tmp_path / "page.md")
     text = (tmp_path / "page.md").read_text()
-    pictures = sorted(path.name for path in (tmp_path / "images").iterdir())
-    assert pictures == ["bench-harmonic.png", "bench-log.png", "bench-series.png"]
-    for name in pictures:
+    charts = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert charts == ["bench-harmonic.png", "bench-log.png", "bench-series.png"]
+    for name in charts:
         assert f"(images/{name})" in text
         assert (tmp_path / "images" / name).read_bytes().startswith(b"\x89PNG")
-    for dtype in Plan.dtypes:
+    for dtype in Options.dtypes:
         for form in ("contiguous", "channels last"):
             assert f"## {dtype}, {form}: time" in text
-    assert "geometric mean" in text
+    assert "Not measured" not in text
     assert "{" not in text  # no placeholder stayed
-    slower = [r for r in rows if r.part == "settings" and r.ratio and r.ratio > 1]
-    assert text.count("| **") >= len(slower)  # losing rows are shown, in bold
 
 
-def test_targets_are_met_or_missed(rows):
+def test_the_page_lists_every_row_that_loses(rows, tmp_path):
     pytest.importorskip("matplotlib")
-    from benchmarks.page import targets
+    from benchmarks.layers.page import write_page
 
-    def judged(ratio):
-        changed = [replace(r, ratio=ratio) if r.column == "auto" else r for r in rows]
-        return {line[0]: line[3] for line in targets(changed)}
-
-    good, bad = judged(0.01), judged(9.0)
-    assert len(good) == len(bad) >= 9
-    not_here = ("memory", "deform", "same", "Settings 1")  # not measured, or not of one row
-    for what in good:
-        if not any(word in what for word in not_here):
-            assert good[what].startswith("met in all"), what
-            assert bad[what].startswith("**missed**"), what
+    parts = ("settings", "calls", "series")
+    timed = [r for r in rows if r.column in ("auto", "log") and r.part in parts and r.ratio]
+    for ratio, losing in ((0.5, 0), (1234.5, len(timed))):
+        changed = [replace(r, ratio=ratio) if r in timed else r for r in rows]
+        write_page(changed, tmp_path / "page.md")
+        text = (tmp_path / "page.md").read_text()
+        assert f"In {losing} of {len(timed)} rows a layer takes longer" in text
+        section = text.partition("## Where the layers lose")[2].partition("\n## ")[0]
+        assert section.count("| 1234.50 |") == losing
+        assert text.count("| **1234.50 ±") == (losing and sum(r.part == "settings" for r in timed))

@@ -253,6 +253,7 @@ def begun(folder):
 signals = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
 
+@pytest.mark.slow
 @signals
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
 def test_ended_it_leaves_no_partial_file(noisy, tmp_path, number):
@@ -269,6 +270,7 @@ def test_ended_it_leaves_no_partial_file(noisy, tmp_path, number):
     assert os.listdir(tmp_path) == ["noisy.wav"]
 
 
+@pytest.mark.slow
 @signals
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_keeps_the_best_so_far_and_a_second_one_nothing(noisy, tmp_path, presses):
@@ -301,6 +303,7 @@ def test_ctrl_c_keeps_the_best_so_far_and_a_second_one_nothing(noisy, tmp_path, 
 # Pipes, folders, templates, reports
 
 
+@pytest.mark.slow
 def test_pipes(noisy):
     sound = noisy.read_bytes()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -316,6 +319,7 @@ def test_pipes(noisy):
     assert b"not a sound file that can be read" in errors
 
 
+@pytest.mark.slow
 @signals
 def test_a_reader_that_goes_away_is_no_crash(noisy, tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -451,6 +455,7 @@ def test_kinds_of_wav_and_opus(tmp_path):
         assert soundfile.info(tmp_path / "out.opus").subtype == "OPUS"
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_module():
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1] / "src")}
     told = subprocess.run(

@@ -26,6 +26,7 @@ def script(path, text):
     return str(path)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_one_command_builds_it(capsys):
     assert library.load() is None

@@ -41,6 +41,7 @@ def test_triad():
     assert shifts(FrequencyTaps.from_shifts(table)) == table
 
 
+@pytest.mark.slow
 def test_lowering_is_librosas_interp_harmonics():
     librosa = pytest.importorskip("librosa")
     x = torch.rand(1, 1, 65, 9, dtype=torch.float64)

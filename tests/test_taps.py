@@ -125,6 +125,7 @@ def test_dead_taps_and_live_share():
     assert FrequencyTaps.harmonic(7).live_share(n_bins=256) == pytest.approx(0.37, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_pickle_of_taps_is_the_same_key_in_another_process():
     taps = FrequencyTaps.harmonic(3, anchor=(1, 2), interpolation="nearest")
     hash(taps)

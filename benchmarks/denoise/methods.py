@@ -1,7 +1,7 @@
 """The methods that the bench compares: a sound in, a sound of the same length out.
 
-A method that is *told* something about the noise which nobody with one recording knows is marked
-so. One that was *trained* on other sounds is marked, too.
+An *oracle* method is given something about the noise that a user with one recording cannot know;
+a *trained* one has learned from other sounds. Both are marked.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ Sound = np.ndarray  # float64, one channel at SAMPLE_RATE
 
 @dataclass(frozen=True)
 class Method:
-    """`run(noisy, noise)` gives the estimate; `noise` is for methods that are told something."""
+    """`run(noisy, noise)` returns the estimate; `noise` is for oracle methods only."""
 
     name: str
     what: str
     run: Callable[[Sound, Sound], Sound]
-    told: str = ""  # what it is told about the noise
+    oracle: str = ""  # what it is given about the noise
     trained: bool = False
     needs: str = ""  # package
-    slow: bool = False  # by default only on a few conditions
+    slow: bool = False  # by default only in a few conditions
     settings: Callable[[], str] = lambda: ""
 
     def missing(self) -> str:
-        """Say why the method cannot run here, or nothing."""
+        """Return why the method cannot run here, or an empty string."""
         try:
             self.settings()
             if self.needs:
@@ -57,7 +57,7 @@ class Method:
         return ""
 
     def version(self) -> str:
-        """Tell results apart that come from different code."""
+        """Return what distinguishes results of different code or settings."""
         if self.needs:
             return f"{self.needs} {importlib.metadata.version(self.needs)}"
         return f"{self.settings()} {_digest(self)}".strip()
@@ -80,13 +80,13 @@ def logmmse(noisy: Sound, _: Sound) -> Sound:
     import logmmse as package
 
     with np.errstate(all="ignore"):
-        # It fails on float64, and gives back what fills whole frames only.
+        # It fails on float64, and returns whole frames only.
         short = package.logmmse(noisy.astype(np.float32), SAMPLE_RATE).astype(np.float64)
     return np.pad(short[: len(noisy)], (0, max(0, len(noisy) - len(short))))
 
 
 def rnnoise(noisy: Sound, _: Sound) -> Sound:
-    """RNNoise works at 48 kHz, in 16 bits and in frames of 10 ms, and is two late."""
+    """RNNoise works at 48 kHz with 16 bits, in frames of 10 ms, and lags by two frames."""
     import soxr
     from pyrnnoise import rnnoise as package
 
@@ -137,7 +137,7 @@ def decision_directed(ratio: Tensor, smoothing: float = 0.98, least_db: float = 
 
 
 def hard_threshold(ratio: Tensor, deviations: float = 2.5) -> Tensor:
-    """Keep the bins that stand out of the noise, zero the others.
+    """Keep the bins above the noise, zero the others.
 
     The diagonal estimator in Yu, Mallat and Bacry, "Audio denoising by time-frequency block
     thresholding", IEEE Trans. SP 56(5), 2008, DOI 10.1109/TSP.2007.912893. They take 3σ; 2.5σ gives
@@ -151,8 +151,8 @@ def _filtered(
 ) -> Sound:
     """Filter with a gain that is a function of |X|²/N.
 
-    N is the level of `noise`, taken as white, or, not told any, our denoiser's own estimate: so
-    what the denoiser gains over these methods is the network's merit.
+    N is the level of `noise`, taken as white, or without it our denoiser's own estimate, so that
+    what the denoiser gains over these methods is due to the network.
     """
     spectrum = transform(torch.from_numpy(noisy))
     power = spectrum.abs().square()
@@ -183,7 +183,7 @@ METHODS = {
             "noisereduce-clip",
             "the same, given 2 s of the noise",
             noisereduce_clip,
-            told="the noise",
+            oracle="the noise",
             needs="noisereduce",
         ),
         Method(
@@ -194,14 +194,17 @@ METHODS = {
         ),
         Method("wiener", "decision-directed Wiener filter, our noise estimate", wiener),
         Method(
-            "wiener-white", "the same, given the level, taken as white", wiener_white, told="level"
+            "wiener-white",
+            "the same, given the level, taken as white",
+            wiener_white,
+            oracle="level",
         ),
         Method("threshold", "STFT hard threshold, our noise estimate", threshold),
         Method(
             "threshold-white",
             "the same, given the level, taken as white",
             threshold_white,
-            told="level",
+            oracle="level",
         ),
         Method(
             "rnnoise",
@@ -231,7 +234,7 @@ METHODS = {
 
 @cache
 def _digest(method: Method) -> str:
-    """Tell code apart by what it does: comments and docstrings do not count."""
+    """Return a hash of the code that a method runs, without comments and docstrings."""
     if method.run.__name__ == "run":  # a Denoiser's
         folder = Path(harmonic_lowering.__file__).parent
         of_prior = ("fit.py", "hum.py", "objective.py", "rumble.py")

@@ -16,7 +16,7 @@ NOISES = {
     "hum": "50 Hz and its multiples up to 2 kHz, falling as 1/k, over pink noise 20 dB lower",
     **{noise.name: noise.what for noise in RECORDED},
 }
-CLEAN = "none"  # no noise at all: does a method leave a clean recording alone?
+CLEAN = "none"  # no noise added: does a method leave a clean recording unchanged?
 
 
 def mixture(clean: np.ndarray, name: str, noise: str, level_db: float, cache: Path) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The Markdown page and the picture, made from the table of measurements."""
+"""The Markdown page and its chart, made from the table of measurements."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from .measure import Row
+from ..common.tables import markdown
+from .measure import DenoiserRow
 from .methods import METHODS
 from .mixtures import CLEAN, NOISES
 from .recordings import LICENCES, RECORDINGS
@@ -18,11 +19,11 @@ OURS = ("prior", "prior-fast", "prior-best", "prior-plain", "dap")
 
 
 class Results:
-    """Rows by method and condition; only what current code measured, and nothing that failed."""
+    """Rows by method and condition: only those of the current code, without failures."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self.rows: dict[str, dict[Condition, Row]] = {name: {} for name in METHODS}
-        self.failed: list[Row] = []
+    def __init__(self, rows: Iterable[DenoiserRow]) -> None:
+        self.rows: dict[str, dict[Condition, DenoiserRow]] = {name: {} for name in METHODS}
+        self.failed: list[DenoiserRow] = []
         for row in rows:
             method = METHODS.get(row.method)
             if method is None or not (method.missing() or method.version() == row.version):
@@ -47,7 +48,7 @@ class Results:
         self,
         method: str,
         value: str,
-        where: Callable[[Row], bool] = lambda row: True,
+        where: Callable[[DenoiserRow], bool] = lambda row: True,
         on: Collection[Condition] | None = None,
     ) -> float:
         """Mean of a column over the rows that have it; nan if none has."""
@@ -60,7 +61,7 @@ class Results:
         return fmean(values) if values else math.nan
 
     def best(
-        self, value: str, where: Callable[[Row], bool] = lambda row: True
+        self, value: str, where: Callable[[DenoiserRow], bool] = lambda row: True
     ) -> tuple[float, str]:
         """Return the best mean among the methods without training data that are not ours."""
         means = {name: self.mean(name, value, where) for name in self.classical}
@@ -68,30 +69,28 @@ class Results:
         return means[name], name
 
 
-def page(rows: Iterable[Row], picture: str, conditions: str) -> str:
+def page(rows: Iterable[DenoiserRow], picture: str, conditions: str) -> str:
     """Return the page as Markdown."""
     results = Results(rows)
     parts = [
         "# Denoising, measured",
-        "Made by `make bench-denoise`; do not edit. The rows behind it: "
-        "[results.csv](../benchmarks/denoise/results.csv).",
+        "This page is made from [results.csv](../benchmarks/denoise/results.csv) by "
+        "`make bench-denoise`; do not edit it.",
         conditions,
         f"![Gain in SI-SDR by noise]({picture})",
         "## All methods",
-        "Means over all conditions; SI-SDR in dB, PESQ-wb and STOI on speech only. Time is seconds "
-        "of work on one thread per second of sound, memory the peak above what the process held "
-        "before. *told*: the method was given the true noise or its level, which nobody with one "
-        "recording has. *trained*: on other sounds.",
+        "Means over all conditions: SI-SDR in dB, PESQ-wb and STOI of speech only. Time (s/s) is "
+        "processor time on one thread per second of sound; memory (MiB) is the peak above what the "
+        "process held before. An *oracle* was given the true noise or its level, which is unknown "
+        "to a user with one recording. *trained*: on other sounds.",
         _overview(results, results.full, None),
     ]
     for name in results.partial:
         on = set(results.rows[name])
         parts += [
-            f"## {name}, on the conditions where it was run",
+            f"## {name}, in the conditions where it ran",
             _overview(results, [*results.full, name], on),
         ]
-    if "prior" in results.full and "noisy" in results.full and results.classical:
-        parts += ["## Targets", _targets(results)]
     for kind, value, title in (
         ("speech", "si_sdr", "Speech, SI-SDR in dB"),
         ("music", "si_sdr", "Music and other pitched sounds, SI-SDR in dB"),
@@ -101,6 +100,12 @@ def page(rows: Iterable[Row], picture: str, conditions: str) -> str:
         parts += [f"## {title}", _by_noise(results, kind, value)]
     if "prior" in results.full and results.classical:
         parts += ["## Where the default loses", _losses(results)]
+    if any(results.clean.values()):
+        parts += [
+            "## Clean recordings",
+            "SI-SDR of the result to the recording, in dB, where no noise was added.",
+            _clean(results),
+        ]
     if results.failed:
         parts += [
             "## Failures",
@@ -117,7 +122,7 @@ def _overview(results: Results, names: Sequence[str], on: Collection[Condition] 
     lines = []
     for name in names:
         method = METHODS[name]
-        mark = "told" if method.told else "trained" if method.trained else ""
+        mark = "oracle" if method.oracle else "trained" if method.trained else ""
         speed = [
             row.seconds / row.sound_s
             for key, row in results.rows[name].items()
@@ -138,7 +143,7 @@ def _overview(results: Results, names: Sequence[str], on: Collection[Condition] 
             ]
         )
     head = ["method", "", "SI-SDR", "speech", "music", "PESQ", "STOI", "s/s", "MiB", "rows"]
-    return table(head, lines)
+    return markdown(head, lines)
 
 
 def _by_noise(results: Results, kind: str, value: str) -> str:
@@ -164,87 +169,28 @@ def _by_noise(results: Results, kind: str, value: str) -> str:
         ]
         for name in results.full
     ]
-    return table(["method", *(f"{noise} {level:g} dB" for noise, level in columns)], lines)
+    return markdown(["method", *(f"{noise} {level:g} dB" for noise, level in columns)], lines)
 
 
-def _targets(results: Results) -> str:
-    """Give the denoiser's targets and what came of them."""
-    ours = results.rows["prior"]
+def _clean(results: Results) -> str:
+    """Say how much of clean recordings remains."""
     lines = []
-
-    def line(what: str, target: str, found: str, met: bool) -> None:
-        lines.append([what, target, found, "met" if met else "**missed**"])
-
-    best, name = results.best("si_sdr")
-    gain = results.mean("prior", "si_sdr") - best
-    line(
-        "mean SI-SDR over all",
-        f"≥ 1.5 dB above the best classical ({name})",
-        f"{gain:+.2f} dB",
-        gain >= 1.5,
-    )
-    for value, digits in (("pesq", 2), ("stoi", 3)):
-        best, name = results.best(value)
-        found = results.mean("prior", value)
-        line(
-            f"{value.upper()}, speech",
-            "best of all without training data",
-            f"{found:.{digits}f}, {name} {best:.{digits}f}",
-            found >= best,
-        )
-    music = {key: row for key, row in ours.items() if row.kind == "music"}
-    if music:
-        least, where = min(
-            (row.si_sdr - results.rows["noisy"][key].si_sdr, key) for key, row in music.items()
-        )
-        line(
-            "music",
-            "never below the noisy input",
-            f"least gain {least:+.2f} dB ({where[0]}, {where[1]} {where[2]:g} dB)",
-            least >= 0,
-        )
-        both = [name for name in ("threshold", "threshold-white") if name in results.full]
-        if both:
-            best = max(results.mean(name, "si_sdr", _is("music")) for name in both)
-            gain = results.mean("prior", "si_sdr", _is("music")) - best
-            line("music", "≥ 1 dB above the threshold method", f"{gain:+.2f} dB", gain >= 1)
-    lj = next(
-        (
-            row
-            for key, row in ours.items()
-            if key[0].startswith("LJ037") and key[1:] == ("white", 10.0)
-        ),
-        None,
-    )
-    if lj:
-        line(
-            "LJ037-0171, white, 10 dB",
-            "17.5 dB, PESQ 2.0, STOI .955",
-            f"{lj.si_sdr:.2f} dB, {lj.pesq:.2f}, {lj.stoi:.3f}",
-            lj.si_sdr >= 17.5 and lj.pesq >= 2 and lj.stoi >= 0.955,
-        )
-    for name, most in (("prior", 5), ("prior-fast", 1)):
-        if name in results.full:
-            speed = fmean(row.seconds / row.sound_s for row in results.rows[name].values())
-            line(
-                f"time, {name}",
-                f"≤ {most} s per second of sound",
-                f"{speed:.2f} s (one thread)",
-                speed <= most,
+    for name, rows in results.clean.items():
+        if rows:
+            worst = min(rows, key=lambda row: row.si_sdr)
+            lines.append(
+                [
+                    name,
+                    _number(fmean(row.si_sdr for row in rows), 1),
+                    f"{worst.si_sdr:.1f} ({worst.recording})",
+                    str(len(rows)),
+                ]
             )
-    if results.clean.get("prior"):
-        least_row = min(results.clean["prior"], key=lambda row: row.si_sdr)
-        line(
-            "clean input",
-            "stays within 25 dB SI-SDR of itself",
-            f"least {least_row.si_sdr:.1f} dB ({least_row.recording})",
-            least_row.si_sdr >= 25,
-        )
-    return table(["what", "target", "measured", ""], lines)
+    return markdown(["method", "mean SI-SDR", "lowest", "recordings"], lines)
 
 
 def _losses(results: Results) -> str:
-    """Name the conditions in which some classical method's SI-SDR is above the default's."""
+    """List the conditions in which the default is not the best without training data."""
     lost = []
     for key, row in results.rows["prior"].items():
         found, name = max((results.rows[name][key].si_sdr, name) for name in results.classical)
@@ -252,19 +198,21 @@ def _losses(results: Results) -> str:
             lost.append((found - row.si_sdr, key, name))
     total = len(results.rows["prior"])
     if not lost:
-        return f"In none of the {total} conditions is a classical method's SI-SDR above it."
+        return f"In none of the {total} conditions does another method reach a higher SI-SDR."
     lines = [
         [recording, f"{noise} {level:g} dB", name, f"{by:.2f}"]
         for by, (recording, noise, level), name in sorted(lost, reverse=True)[:20]
     ]
     return (
-        f"In {len(lost)} of {total} conditions some classical method's SI-SDR is above it. "
-        f"The {len(lines)} largest:\n\n" + table(["recording", "noise", "method", "by dB"], lines)
+        f"In {len(lost)} of {total} conditions the noisy sound itself or a method without training "
+        f"data has a higher SI-SDR. The {len(lines)} largest differences:\n\n"
+        + markdown(["recording", "noise", "method", "by dB"], lines)
     )
 
 
 def _methods() -> str:
-    return table(["method", "what", "told"], [[m.name, m.what, m.told] for m in METHODS.values()])
+    head = ["method", "what", "oracle: is given"]
+    return markdown(head, [[m.name, m.what, m.oracle] for m in METHODS.values()])
 
 
 def _sounds(results: Results) -> str:
@@ -284,12 +232,12 @@ def _sounds(results: Results) -> str:
         f"{name}: {what}" for name, what in NOISES.items() if name not in {r.name for r in RECORDED}
     )
     return (
-        table(["name", "kind", "what", "Debian package", "licence"], lines)
-        + f"\n\nMade noises: {made}."
+        markdown(["name", "kind", "what", "Debian package", "licence"], lines)
+        + f"\n\nSynthetic noises: {made}."
     )
 
 
-def draw(rows: Iterable[Row], path: Path) -> None:
+def draw(rows: Iterable[DenoiserRow], path: Path) -> None:
     """Draw the mean gain over the noisy sound, by noise, for speech and for music."""
     from matplotlib.figure import Figure
 
@@ -313,7 +261,7 @@ def draw(rows: Iterable[Row], path: Path) -> None:
                 width,
                 color=colours[name],
                 label=name,
-                hatch="///" if METHODS[name].told else None,
+                hatch="///" if METHODS[name].oracle else None,
                 edgecolor="white",
                 linewidth=0,
             )
@@ -321,17 +269,17 @@ def draw(rows: Iterable[Row], path: Path) -> None:
         axis.set_ylabel(f"{kind}: SI-SDR gain, dB")
         axis.set_xticks(range(len(noises)), noises)
         axis.spines[["top", "right"]].set_visible(False)
-    # What falls far below zero is in the tables; here it would flatten the rest.
+    # Values far below zero are in the tables; here they would flatten the rest.
     for axis in axes:
         axis.set_ylim(bottom=max(axis.get_ylim()[0], -6))
-    axes[0].set_title("Mean over 0, 5 and 10 dB; hatched: told about the noise")
+    axes[0].set_title("Mean over 0, 5 and 10 dB; hatched: given the noise or its level")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
-    """Ours in blues, the others in greys and earth colours; a pair shares its colour."""
+    """Ours in blues, the others in greys and earth colours; variants share a colour."""
     palette = {
         "noisereduce": "#b8a48c",
         "logmmse": "#8c8c8c",
@@ -347,13 +295,7 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
     return {name: palette.get(name, palette.get(name.rsplit("-", 1)[0], "black")) for name in names}
 
 
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _is(kind: str) -> Callable[[Row], bool]:
+def _is(kind: str) -> Callable[[DenoiserRow], bool]:
     return lambda row: row.kind == kind
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.denoise.recordings [--cache FOLDER] [--debs FOLDER]
 
-The packages are fetched with `apt-get download`, or taken from `--debs` where somebody put them,
-and unpacked without root and without dpkg. Only the files named here are kept. Each has its
-SHA-256, so that two people's figures are about the same sounds.
+The packages are fetched with `apt-get download`, or taken from the folder `--debs`, and unpacked
+without root and without dpkg. Only the files named here are kept. Each is checked by its SHA-256,
+so that everybody's figures are about the same sounds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+
+from harmonic_lowering.audio import replacing
 
 SAMPLE_RATE = 16000
 PEAK = 0.3  # of every excerpt, so that noise at 0 dB stays within ±1
@@ -115,13 +117,13 @@ def default_cache() -> Path:
 
 
 def fetch(wanted: Iterable[Recording], cache: Path, debs: Path | None = None) -> None:
-    """Have every file of `wanted` in `cache`, checked; fetch the packages that lack."""
-    lacking: dict[str, list[str]] = {}
+    """Put every file of `wanted` into `cache` and check it; fetch the packages that are missing."""
+    missing: dict[str, list[str]] = {}
     for recording in wanted:
         for path in recording.paths:
             if not _good(cache, path):
-                lacking.setdefault(recording.source[0], []).append(path)
-    for package, paths in lacking.items():
+                missing.setdefault(recording.source[0], []).append(path)
+    for package, paths in missing.items():
         print(f"fetching {package} ({LICENCES[package]})", file=sys.stderr)
         with tempfile.TemporaryDirectory() as folder:
             _unpack(_package(package, debs, Path(folder)), paths, cache)
@@ -201,8 +203,8 @@ def _unpack(deb: Path, paths: Sequence[str], cache: Path) -> None:
             if member.name in wanted and (source := archive.extractfile(member)):
                 target = cache / wanted[member.name]
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.with_suffix(".part").write_bytes(source.read())
-                target.with_suffix(".part").replace(target)
+                with replacing(target) as part:
+                    part.write_bytes(source.read())
 
 
 def main() -> None:

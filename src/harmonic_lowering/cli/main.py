@@ -1,4 +1,4 @@
-"""`harmonic-lowering`: the parser and what all subcommands share."""
+"""`harmonic-lowering`: the parser, and what all subcommands share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import cast
 
-from . import bench, build_native, denoise
+from .. import __version__
+from . import build_native, denoise, info
 from .status import INTERRUPTED
 
-_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,21 +23,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="harmonic-lowering",
         description="Harmonic convolution for audio spectrograms.",
-        epilog="exit status: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted",
+        epilog="Exit status: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     denoise.add_parser(subparsers)
     build_native.add_parser(subparsers)
-    bench.add_parser(subparsers)
+    info.add_parser(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand and return its exit status."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["bench"]:
+        parser.error(
+            "bench has left the package: run 'make bench' in a checkout of the repository, or "
+            "'harmonic-lowering info' for a table of ten seconds"
+        )
+    arguments = parser.parse_args(words)
     in_main_thread = threading.current_thread() is threading.main_thread()
-    # So that `finally` clears up; only the main thread may ask for it.
-    previous = {n: signal.signal(n, _terminate) for n in _ENDING if in_main_thread}
+    # So that `finally` cleans up; only the main thread may install handlers.
+    previous = {n: signal.signal(n, _terminate) for n in _TERMINATING if in_main_thread}
     try:
         return cast(int, arguments.run(arguments))
     except KeyboardInterrupt:

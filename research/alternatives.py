@@ -1,10 +1,13 @@
-"""Weigh the ways to make the fast engine: the same slabs packed by different means, and C++.
+"""Compare ways to make the fast engine: the same slabs packed by different means, and C++.
 
-    python benchmarks/alternatives.py [--settings 1,3,3a,9] [--batch 16] [--seconds 10]
+    python -m research.alternatives [--settings 1,3,3a,9] [--batch 16] [--seconds 10]
 
-prints a Markdown table: forward passes ÷ Conv2d, channels last, float32, timed in turns. Every way
-is checked against the engine `lowering` first. What cannot run here shows its error and the others
-go on: `torch.compile` needs a C++ compiler at its first call, `numba` has to be installed.
+prints a Markdown table: forward passes ÷ Conv2d, channels last, float32, timed in turns. Each way
+is first checked against the engine `lowering`. One that cannot run here shows its error, and the
+others go on: `torch.compile` needs a C++ compiler at its first call, `numba` must be installed.
+
+A finished experiment: it uses private names of the engine `blocked` as they were at commit
+4355f0e, where its figures were measured, and is not kept working when they change.
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor import config as inductor
 
+from benchmarks.common import machine
+from benchmarks.layers.measure import Trial, interleaved, quartiles, step
+from benchmarks.layers.settings import SETTINGS, Setting
 from harmonic_lowering import harmonic_conv2d
-from harmonic_lowering.benchmark.measure import Case, interleaved, quartiles, step
-from harmonic_lowering.benchmark.records import machine
-from harmonic_lowering.benchmark.settings import SETTINGS, Setting
 from harmonic_lowering.engines import blocked
 from harmonic_lowering.engines.native import library
 
@@ -150,8 +153,8 @@ def ways(setting: Setting, like: torch.nn.Conv2d) -> dict[str, Callable[[], Call
 
     return {
         "Conv2d": lambda: like,
-        "the paper's tensor, stock calls (`lowering`)": lambda: engine("lowering"),
-        "slabs, stock calls (`blocked`)": lambda: engine("blocked"),
+        "the paper's tensor, stock operations (`lowering`)": lambda: engine("lowering"),
+        "slabs, stock operations (`blocked`)": lambda: engine("blocked"),
         "slabs packed by torch.compile": lambda: Slabs(setting, like, pack_compiled()),
         "slabs packed by numba": lambda: Slabs(setting, like, pack_numba()),
         "slabs packed already (what packing cannot beat)": lambda: Slabs(
@@ -163,8 +166,8 @@ def ways(setting: Setting, like: torch.nn.Conv2d) -> dict[str, Callable[[], Call
 
 def measure(setting: Setting, seconds: float) -> tuple[dict[str, str], dict[str, float]]:
     """Return the figure (or the error) of each way, and the seconds of its first call."""
-    case = Case("conv2d", setting, memory_format="channels_last")
-    like, (input, _) = case.module(), case.tensors()
+    trial = Trial("conv2d", setting, memory_format="channels_last")
+    like, (input, _) = trial.module(), trial.tensors()
     small, first, runs, shown = input[:1], {}, {}, {}
     with torch.no_grad():
         expected = harmonic_conv2d(
@@ -207,7 +210,7 @@ def main() -> None:
         setting = replace(SETTINGS[name], batch=arguments.batch)
         table[name], began = measure(setting, arguments.seconds)
         first = first or began
-    where = machine("cpu")
+    where = machine.record()
     print(f"{where['machine']}, {where['threads']} threads, torch {where['torch']}, ", end="")
     print(f"batch {arguments.batch}, commit {where['commit']}, {where['date']}.\n")
     print("| way | " + " | ".join(f"Setting {name}" for name in names) + " | first call |")

@@ -1,4 +1,4 @@
-"""How one figure comes about: time, peak memory, error, and the machine's own limits."""
+"""How one figure is measured: time, peak memory, error, and the machine's own limits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import itertools
 import multiprocessing
 import signal
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -18,17 +20,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..common.memory import peak_bytes, reset_peak
 from .columns import build, truth
 from .settings import Setting, toy
 
-__all__ = ["Case", "error", "interleaved", "peak_memory", "peaks", "quartiles", "step"]
+__all__ = [
+    "Trial",
+    "beside_another",
+    "error",
+    "interleaved",
+    "peak_memory",
+    "peaks",
+    "quartiles",
+    "step",
+]
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
-class Case:
-    """One column in one setting; it can travel to another process."""
+class Trial:
+    """One column in one setting; it can be sent to another process."""
 
     column: str
     setting: Setting
@@ -40,7 +52,8 @@ class Case:
     def tensors(self, *, constant: bool = False) -> tuple[Tensor, Tensor | None]:
         """Return the input, and the output's gradient if there is a backward pass.
 
-        They are filled in place, so that making them leaves no peak behind; with `constant` fast.
+        They are filled in place, so that making them leaves no peak behind: with random numbers,
+        or quickly with a `constant`.
         """
         s = self.setting
         made = []
@@ -60,8 +73,15 @@ class Case:
 
     def module(self) -> nn.Module:
         """Return the column's module with this dtype, format and device."""
-        made = build(self.column, self.setting).to(self.device, getattr(torch, self.dtype))
-        return made.to(memory_format=FORMATS[self.memory_format])  # type: ignore[call-overload,no-any-return]
+        module = build(self.column, self.setting).to(self.device, getattr(torch, self.dtype))
+        module = module.to(memory_format=FORMATS[self.memory_format])  # type: ignore[call-overload]
+        # Static shapes, as `Conv2d` would get them; a graph break is an error, not a slow row.
+        return torch.compile(module, fullgraph=True, dynamic=False) if self.compiled else module
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile makes the column's module."""
+        return self.column.startswith("compiled")
 
 
 def step(
@@ -95,12 +115,12 @@ def synchronise(device: torch.device | str) -> None:
 def interleaved(
     runs: Mapping[str, Callable[[], object]], seconds: float, at_least: int
 ) -> dict[str, list[float] | Exception]:
-    """Time functions in turns, so that a disturbance meets all of them.
+    """Time functions in turns, so that a disturbance affects all of them.
 
-    Each runs once unmeasured. Then rounds follow; one that has had its share of the `seconds` and
-    `at_least` measurements leaves, and one that takes more than two shares with two already. One
-    that fails gives its error and leaves, too. Every round begins with another one, because what
-    frees gigabytes slows whatever comes after it.
+    Each runs once without being measured. Rounds follow; a function leaves when it has used its
+    share of the `seconds` and has `at_least` measurements (two are enough if one call takes more
+    than two shares), or when it fails: then its error is the result. Every round begins with
+    another function, because one that frees gigabytes slows the next.
     """
     results: dict[str, list[float] | Exception] = {}
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -132,6 +152,17 @@ def interleaved(
     return results
 
 
+@contextmanager
+def beside_another() -> Iterator[None]:
+    """Keep one core busy with another process, as somebody else's program would."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def quartiles(times: list[float]) -> tuple[float, float, float]:
     """Return the first quartile, the median and the third quartile."""
     if len(times) == 1:
@@ -143,41 +174,41 @@ def quartiles(times: list[float]) -> tuple[float, float, float]:
 # -------------------------------------------------------------------- error
 
 
-def error(case: Case) -> float:
+def error(trial: Trial) -> float:
     """Return ‖y − y₆₄‖ / ‖y₆₄‖ for one item of the batch; backward, the worst of the gradients."""
-    one = replace(case, setting=replace(case.setting, batch=1))
+    one = replace(trial, setting=replace(trial.setting, batch=1))
     input, grad = one.tensors()
     got = step(one.module(), input, grad)()
-    wanted = _expected(replace(one, column=truth(case.column)))
-    # Where a column has its parameters in another shape, the others are compared.
+    wanted = _expected(replace(one, column=truth(trial.column)))
+    # Parameters whose shape differs from the reference's are not compared.
     pairs = [(a.double().cpu(), b) for a, b in zip(got, wanted, strict=False) if a.shape == b.shape]
     return max(float((a - b).norm() / b.norm()) for a, b in pairs)
 
 
 @lru_cache(maxsize=4)
-def _expected(case: Case) -> list[Tensor]:
-    input, grad = case.tensors()
-    wide = input.detach().double().requires_grad_(case.backward)
-    results = step(case.module().double(), wide, None if grad is None else grad.double())()
+def _expected(trial: Trial) -> list[Tensor]:
+    input, grad = trial.tensors()
+    wide = input.detach().double().requires_grad_(trial.backward)
+    results = step(trial.module().double(), wide, None if grad is None else grad.double())()
     return [t.cpu() for t in results]
 
 
 # -------------------------------------------------------------------- memory
 
 
-def peak_memory(case: Case) -> int:
+def peak_memory(trial: Trial) -> int:
     """Return the bytes that one pass needs at its peak, above its inputs and its results.
 
-    On the CPU: the high-water mark of the resident memory of a process of its own, which holds
-    workspaces too, whoever allocated them. On another device: its allocator's own count.
+    On the CPU: the peak of the resident memory of a separate process, which includes workspaces,
+    whoever allocated them. On another device: its allocator's own count.
     """
-    if torch.device(case.device).type != "cpu":
-        return _device_peak(case)
+    if torch.device(trial.device).type != "cpu":
+        return _device_peak(trial)
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload([__name__])
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(send, case, torch.get_num_threads()))
+    process = context.Process(target=_child, args=(send, trial, torch.get_num_threads()))
     process.start()
     send.close()
     try:
@@ -194,34 +225,29 @@ def peak_memory(case: Case) -> int:
     return int(answer)
 
 
-def _child(send: Any, case: Case, threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process itself
+def _child(send: Any, trial: Trial, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     torch.set_num_threads(threads)
     try:
-        send.send(_resident_peak(case))
+        send.send(_resident_peak(trial))
     except Exception as error:
         send.send(f"{type(error).__name__}: {error}")
 
 
-def _resident_peak(case: Case) -> int:
-    import resource
-
-    def high_water() -> int:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-    small = replace(case, setting=toy(case.setting))
+def _resident_peak(trial: Trial) -> int:
+    small = replace(trial, setting=toy(trial.setting))
     step(small.module(), *small.tensors(constant=True))()  # loads code, starts threads
-    run = step(case.module(), *case.tensors(constant=True))
-    before = high_water()
+    run = step(trial.module(), *trial.tensors(constant=True))
+    reset_peak()  # where that cannot be done, the peak so far is this fresh process's
+    before = peak_bytes()
     results = run()
-    return max(0, high_water() - before - _size(results))
+    return max(0, peak_bytes() - before - _size(results))
 
 
-def _device_peak(case: Case) -> int:
-    run = step(case.module(), *case.tensors(constant=True))
-    device = torch.get_device_module(case.device)
-    synchronise(case.device)
+def _device_peak(trial: Trial) -> int:
+    run = step(trial.module(), *trial.tensors(constant=True))
+    device = torch.get_device_module(trial.device)
+    synchronise(trial.device)
     device.reset_peak_memory_stats()
     before = device.memory_allocated()
     results = run()
@@ -236,10 +262,10 @@ def _size(tensors: list[Tensor]) -> int:
 
 
 def peaks(dtype: str, device: str, *, size: int = 2048) -> tuple[float, float]:
-    """Return multiply-adds and copied bytes a second.
+    """Return the multiply-adds and the copied bytes per second that this machine reaches.
 
-    Of a square product and a convolution of many channels, which come from different libraries,
-    the faster one; and of a copy to used memory.
+    Multiply-adds: the faster of a square matrix product and a convolution of many channels, which
+    come from different libraries. Bytes: a copy to memory that was used before.
     """
     kind = getattr(torch, dtype)
     a, b, c = (torch.randn(size, size, device=device).to(kind) for _ in range(3))

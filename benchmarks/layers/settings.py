@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..taps import FrequencyTaps
+from harmonic_lowering import FrequencyTaps
 
-__all__ = ["ANCHORS", "PUBLISHED_S", "SETTINGS", "Setting", "series", "toy"]
+__all__ = ["ANCHORS", "ONE_VALUE", "PUBLISHED_S", "SETTINGS", "Setting", "series", "toy"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Setting:
     def multiplications(self, column: str, *, backward: bool) -> int:
         """Return the multiply-adds that the result needs.
 
-        An ordinary convolution needs them at all rows and kernel rows. A tap needs its living
+        An ordinary convolution needs them at all rows and kernel rows. A tap needs its live
         output rows or the source rows that it reads, whichever are fewer, because the kernel may
         be applied before the interpolation. Each of the two gradients needs as many again.
         """
         rows = self.kernel * self.bins
-        if column != "conv2d":
+        if not column.endswith("conv2d"):
             rows = 0
             taps, _ = self.taps(log=column == "log").merged()
             for tap in taps.rows(self.bins):
@@ -87,6 +87,7 @@ SETTINGS = {
         _square("9", 1, 3, 16),
     )
 }
+ONE_VALUE = Setting("1x1x8x8", 1, 3, 8, 8, batch=1, in_channels=1, out_channels=1)
 ANCHORS = Setting("anchors 1 to 7", tuple(range(1, 8)), 7, 256, 256, batch=4)
 
 # Seconds for one step on a GTX 1080 Ti, read off the paper's bar charts (± 1 %):

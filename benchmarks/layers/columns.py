@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.lowering import gather_plan
-from ..modules import HarmonicConv2d, LogHarmonicConv2d
+from harmonic_lowering import HarmonicConv2d, LogHarmonicConv2d
+
 from .settings import Setting
 
-__all__ = ["COLUMNS", "build", "truth"]
+__all__ = ["COLUMNS", "baseline", "build", "truth"]
 
 COLUMNS = {
-    "auto": "HarmonicConv2d, engine chosen by itself",
-    "native": 'engine="native"',
-    "blocked": 'engine="blocked"',
-    "lowering": 'engine="lowering"',
-    "log": "LogHarmonicConv2d, engine chosen by itself",
-    "conv2d": "torch.nn.Conv2d of the same shape",
-    "stacking": "the paper's method, plainly: resample, stack, convolve",
-    "separate": "one HarmonicConv2d for each anchor, outputs mixed",
+    "auto": "`HarmonicConv2d` with the engine that it chooses",
+    "native": '`HarmonicConv2d(engine="native")`',
+    "blocked": '`HarmonicConv2d(engine="blocked")`',
+    "lowering": '`HarmonicConv2d(engine="lowering")`',
+    "log": "`LogHarmonicConv2d` with the engine that it chooses",
+    "conv2d": "`torch.nn.Conv2d` of the same shape",
+    "compiled": "`torch.compile(HarmonicConv2d(...))`; its ratio is to `compiled_conv2d`",
+    "compiled_conv2d": "`torch.compile(torch.nn.Conv2d(...))`; its ratio is to `conv2d`",
+    "stacking": "the paper's method in stock operations: resample, stack, convolve",
+    "separate": "one `HarmonicConv2d` for each anchor, outputs mixed",
+    "deform_conv2d": "torchvision's, with offsets that make it read where the taps read",
 }
+_ENGINES = ("auto", "native", "blocked", "lowering")
 
 
 def build(column: str, setting: Setting) -> nn.Module:
-    """Return the module of a column in float64, always with the same weights."""
+    """Return the module of a column in float64, always with the same weights; never compiled."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _build(column, setting).double()
+        return _build(column.removeprefix("compiled_"), setting).double()
 
 
 def _build(column: str, setting: Setting) -> nn.Module:
     channels, kernel = (setting.in_channels, setting.out_channels), setting.kernel
-    time = kernel // 2
+    padding = kernel // 2
     if column == "conv2d":
-        return nn.Conv2d(*channels, kernel, padding=time)
+        return nn.Conv2d(*channels, kernel, padding=padding)
     if column == "stacking":
         return Stacking(setting)
     if column == "separate":
@@ -46,23 +51,33 @@ def _build(column: str, setting: Setting) -> nn.Module:
         return LogHarmonicConv2d(
             *channels,
             kernel,
-            padding=time,
+            padding=padding,
             anchor=setting.anchor,
             bins_per_octave=setting.bins_per_octave,
             engine="lowering" if column == "log truth" else "auto",
         )
-    return HarmonicConv2d(*channels, kernel, padding=time, anchor=setting.anchor, engine=column)
+    if column not in (*_ENGINES, "compiled"):
+        raise ValueError(f"no column is called {column!r}, only {', '.join(COLUMNS)}")
+    engine = "auto" if column == "compiled" else column
+    return HarmonicConv2d(*channels, kernel, padding=padding, anchor=setting.anchor, engine=engine)
+
+
+def baseline(column: str) -> str:
+    """Return the column that a column's ratio is to."""
+    return "compiled_conv2d" if column == "compiled" else "conv2d"
 
 
 def truth(column: str) -> str:
-    """Return the column which in float64 says what the result should be."""
+    """Return the column that gives the right result when it computes in float64."""
     if column == "log":
         return "log truth"
-    return column if column in ("conv2d", "separate") else "lowering"
+    if column.endswith("conv2d"):
+        return "conv2d"
+    return column if column == "separate" else "lowering"
 
 
 class Stacking(nn.Module):
-    """The paper's method written down in stock calls, without any of this package's engines."""
+    """The paper's method written down in stock operations, without this package's engines."""
 
     lower: Tensor
     upper: Tensor
@@ -75,13 +90,15 @@ class Stacking(nn.Module):
             setting.in_channels, setting.out_channels, setting.kernel, anchor=setting.anchor
         )
         self.weight, self.bias = like.weight, like.bias
-        lower, upper, blend = gather_plan(setting.taps(), torch.device("cpu"), setting.bins, 1)
-        shape = (setting.kernel, setting.bins)
-        self.register_buffer("lower", lower.view(shape).clamp(max=setting.bins - 1))
-        above = lower if upper is None else upper
-        self.register_buffer("upper", above.view(shape).clamp(max=setting.bins - 1))
-        self.register_buffer("blend", blend.view(*shape, 1).clone())
-        self.register_buffer("live", (lower < setting.bins).view(*shape, 1).double())
+        last = setting.bins - 1
+        positions = setting.taps().positions(setting.bins)
+        lower = torch.tensor([[min(math.floor(p), last) for p in row] for row in positions])
+        blend = [[float(p - math.floor(p)) for p in row] for row in positions]
+        live = [[float(p <= last) for p in row] for row in positions]
+        self.register_buffer("lower", lower)
+        self.register_buffer("upper", (lower + 1).clamp(max=last))
+        self.register_buffer("blend", torch.tensor(blend, dtype=torch.float64)[..., None])
+        self.register_buffer("live", torch.tensor(live, dtype=torch.float64)[..., None])
         self.padding = setting.kernel // 2
 
     def forward(self, input: Tensor) -> Tensor:

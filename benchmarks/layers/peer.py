@@ -1,9 +1,9 @@
 """torchvision's `deform_conv2d` with computed offsets, timed beside Conv2d in a Python that has it.
 
-    python -m harmonic_lowering.benchmark.peer < requests
+    python -m benchmarks.layers.peer < requests
 
-answers each line, a JSON object, with one. torchvision comes with a torch of its own, so both
-functions are timed in that process, and only their ratio is carried over.
+answers each line, a JSON object, with another. torchvision requires a torch of its own, so both
+functions are timed in that process, and only their ratio is used.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .measure import Case, interleaved, quartiles, step
+from ..common.machine import ROOT
+from .measure import Trial, interleaved, quartiles, step
 from .settings import Setting
 
 __all__ = ["Peer"]
@@ -31,16 +31,16 @@ SECONDS, AT_LEAST = 1.0, 2
 
 
 class Peer:
-    """A process of another Python that times; it is started at the first question."""
+    """A process of another Python that measures; it starts at the first question."""
 
     def __init__(self, python: str) -> None:
         self.python = python
         self._process: subprocess.Popen[str] | None = None
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in close()
 
-    def ask(self, case: Case) -> dict[str, Any]:
+    def ask(self, trial: Trial) -> dict[str, Any]:
         """Return what the process measured; `error` if it failed."""
-        request = {**asdict(case), "threads": torch.get_num_threads()}
+        request = {**asdict(trial), "threads": torch.get_num_threads()}
         try:
             process = self._process = self._process or self._start()
             assert process.stdin is not None
@@ -56,12 +56,12 @@ class Peer:
 
     def _start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [self.python, "-m", __name__],
+            [self.python, "-m", "benchmarks.layers.peer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))},
         )
 
     def _stop(self) -> None:
@@ -77,13 +77,13 @@ class Peer:
 
 
 def smaller(setting: Setting) -> Setting:
-    """Return the setting with a batch that deform_conv2d's scalar loops can do in seconds."""
+    """Return the setting with a batch that deform_conv2d's scalar loops finish in seconds."""
     work = setting.bins * setting.frames * setting.kernel**2
     return replace(setting, batch=max(1, min(setting.batch, 16 * 64 * 64 * 9 // work)))
 
 
 def offsets(setting: Setting) -> Tensor:
-    """Return deform_conv2d's offsets (1, 2·K², F, T) with which it reads where the taps read."""
+    """Return deform_conv2d's offsets (1, 2·K², F, T) that make it read where the taps read."""
     kernel, bins, pad = setting.kernel, setting.bins, setting.kernel // 2
     offset = torch.zeros(1, kernel, kernel, 2, bins, setting.frames, dtype=torch.float64)
     for row, positions in enumerate(setting.taps().positions(bins)):
@@ -94,8 +94,8 @@ def offsets(setting: Setting) -> Tensor:
     return offset.reshape(1, -1, bins, setting.frames)
 
 
-def deform(case: Case) -> Callable[[Tensor], Tensor]:
-    """Return the case's convolution by deform_conv2d, with the weights of its Conv2d."""
+def deform(trial: Trial) -> Callable[[Tensor], Tensor]:
+    """Return the trial's convolution by deform_conv2d, with the weights of its Conv2d."""
     try:
         from torchvision.ops import deform_conv2d
     except Exception as error:  # a torchvision that does not fit its torch raises anything
@@ -104,12 +104,12 @@ def deform(case: Case) -> Callable[[Tensor], Tensor]:
     class Deform(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = case.module()
-            moved = offsets(case.setting).to(case.device, getattr(torch, case.dtype))
-            self.moved = moved.repeat(case.setting.batch, 1, 1, 1)
+            self.conv = trial.module()
+            moved = offsets(trial.setting).to(trial.device, getattr(torch, trial.dtype))
+            self.moved = moved.repeat(trial.setting.batch, 1, 1, 1)
 
         def forward(self, input: Tensor) -> Tensor:
-            pad = case.setting.kernel // 2
+            pad = trial.setting.kernel // 2
             return deform_conv2d(  # type: ignore[no-any-return]
                 input, self.moved, self.conv.weight, self.conv.bias, padding=pad
             )
@@ -118,17 +118,17 @@ def deform(case: Case) -> Callable[[Tensor], Tensor]:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Time what a request asks for."""
+    """Measure what a request asks for."""
     torch.set_num_threads(request.pop("threads"))
     try:
         asked = Setting(**request.pop("setting"))
-        case = Case(**{**request, "column": "conv2d"}, setting=smaller(asked))
-        input, grad = case.tensors()
+        trial = Trial(**{**request, "column": "conv2d"}, setting=smaller(asked))
+        input, grad = trial.tensors()
         runs = {
-            "deform_conv2d": step(deform(case), input, grad),
-            "conv2d": step(case.module(), input, grad),
+            "deform_conv2d": step(deform(trial), input, grad),
+            "conv2d": step(trial.module(), input, grad),
         }
-        result: dict[str, Any] = {"batch": case.setting.batch, "torch": torch.__version__}
+        result: dict[str, Any] = {"batch": trial.setting.batch, "torch": torch.__version__}
         for name, times in interleaved(runs, SECONDS, AT_LEAST).items():
             if isinstance(times, Exception):
                 raise times

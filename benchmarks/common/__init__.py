@@ -1,0 +1,1 @@
+"""What both benchmarks share: tables, the memory meter, the record of the machine."""

@@ -1,0 +1,1 @@
+"""Finished experiments: the scripts behind figures in the documentation, and their logs."""
