@@ -14,7 +14,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def report() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-        "engines": {name: _unsupported_reason(name) for name in engines.ENGINES},
+        "engines": {name: engines.unsupported_reason(name) for name in engines.ENGINES},
         "native_core": _native_core(),
         "accelerators": _accelerators(),
         "packages": {name: _package(name) for name in _PACKAGES},
@@ -118,21 +118,8 @@ def _processor() -> dict[str, Any]:
     }
 
 
-def _unsupported_reason(engine: str) -> str | None:
-    """Return why an engine cannot run here at all, or None."""
-    ask: Callable[[str], str | None] | None = getattr(engines, "unsupported_reason", None)
-    if ask is not None:
-        return ask(engine)
-    return library.unsupported_reason() if engine == "native" else None
-
-
 def _native_core() -> dict[str, Any]:
-    reason = library.unsupported_reason()
-    ask: Callable[[], Any] | None = getattr(library, "info", None)
-    if ask is None:
-        path = None if reason else str(getattr(library.load(), "_name", ""))
-        return {"path": path, "passed_over": []}
-    core = ask()
+    core = library.info()
     return {
         "path": None if core.path is None else str(core.path),
         "origin": core.origin,
