@@ -7,16 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from harmonic_lowering.denoise import Denoiser, Progress, SpectrogramUNet, fit
+from harmonic_lowering.denoise import (
+    Denoiser,
+    Progress,
+    SpectrogramUNet,
+    fit,
+    prior,
+)
 from harmonic_lowering.denoise.denoiser import segment_bounds
 from harmonic_lowering.denoise.hum import subtract_hum
-from harmonic_lowering.denoise.objective import (
+from harmonic_lowering.denoise.likelihood import (
     SNR_DB,
-    estimate_noise,
     log_likelihood,
     posterior_gain,
     shrinkage_risk,
 )
+from harmonic_lowering.denoise.noise_estimate import estimate_noise
 from harmonic_lowering.denoise.rumble import cut_rumble
 from harmonic_lowering.metrics import si_sdr
 from harmonic_lowering.modules import HarmonicConv2d
@@ -100,7 +106,7 @@ def test_likelihood_is_the_exponential_distribution():
         assert torch.allclose(log_likelihood(ratio)[:, k], expected)
 
 
-def test_gain_is_wieners_where_the_ratio_is_certain():
+def test_gain_is_the_wiener_gain_where_the_ratio_is_certain():
     certain = torch.eye(len(SNR_DB), dtype=torch.float64)
     snr = 10 ** (torch.tensor(SNR_DB, dtype=torch.float64) / 10)
     assert torch.allclose(posterior_gain(certain, 1 + snr), snr / (1 + snr), atol=1e-3)
@@ -114,8 +120,8 @@ def test_gain_follows_the_bin_where_the_ratio_is_uncertain():
     assert 0.999 < gain[-1] <= 1
 
 
-def test_gain_is_the_best_guess():
-    # Of a clean bin drawn with a ratio of the grid, no other function of the same power is nearer.
+def test_gain_has_the_least_expected_error():
+    # For clean bins drawn with ratios of the grid, no other function of the power does better.
     generator = torch.Generator().manual_seed(4)
     weights = torch.tensor([1.0, *[0.0] * 4, 1.0, *[0.0] * 6, 1.0], dtype=torch.float64) / 3
     snr = 10 ** (torch.tensor(SNR_DB, dtype=torch.float64) / 10)
@@ -133,7 +139,7 @@ def test_gain_is_the_best_guess():
     assert error(gain) < 0.9 * error(float(drawn.mean() / (1 + drawn.mean())))
 
 
-def test_each_scale_is_told_where_frequency_zero_lies():
+def test_each_scale_knows_where_frequency_zero_lies():
     network = SpectrogramUNet(2, 1, widths=(4, 4, 4))
     origins = [float(m.origin) for m in network.modules() if isinstance(m, HarmonicConv2d)]
     assert origins == [0, 0.25, 0.375, 0.25, 0]
@@ -218,7 +224,7 @@ def test_silence_comes_back():
     assert not Denoiser(**SMALL)(torch.zeros(2, 5000), RATE).waveform.any()
 
 
-def test_attenuation_limit_bounds_what_is_taken_away():
+def test_attenuation_limit_bounds_what_is_removed():
     noise = torch.randn(RATE)
     loss_db = {
         limit: float(10 * (noise.square().mean() / result.waveform.square().mean()).log10())
@@ -249,11 +255,11 @@ def test_segments_cover_everything_and_overlap(length):
 
 def test_segments_join_without_a_seam(monkeypatch):
     # With one gain for everything, segments must give exactly what the whole gives.
-    half = lambda _, spectrum, *__: torch.full_like(spectrum[0].real, 0.5)  # noqa: E731
-    monkeypatch.setattr(Denoiser, "_gain", half)
+    half = lambda weights, ratio: torch.full_like(ratio, 0.5)  # noqa: E731
+    monkeypatch.setattr(prior, "posterior_gain", half)
     noisy = torch.randn(2, 3 * RATE + 17, dtype=torch.float64)
-    joined = Denoiser(segment_s=0.7, overlap_s=0.2, hum=False)(noisy, RATE).waveform
-    assert torch.allclose(joined, 0.5 * noisy, atol=1e-12)
+    settings = {**SMALL, "segment_s": 0.7, "overlap_s": 0.2, "hum": False, "rumble": False}
+    assert torch.allclose(Denoiser(**settings)(noisy, RATE).waveform, 0.5 * noisy, atol=1e-12)
 
 
 def test_stream_reads_only_what_it_needs():
@@ -266,7 +272,9 @@ def test_stream_reads_only_what_it_needs():
 
     remove_noise = Denoiser(**SMALL, segment_s=0.5, overlap_s=0.1)
     blocks = list(remove_noise.stream(read, noisy.shape[1], RATE))
-    assert torch.equal(torch.cat(blocks, 1), remove_noise(noisy, RATE).waveform)
+    whole = remove_noise(noisy, RATE)
+    assert torch.equal(torch.cat([block.clean for block in blocks], 1), whole.waveform)
+    assert torch.equal(torch.cat([block.noise for block in blocks], 1), whole.noise)
     assert len(blocks) == len(spans) == 5
     assert max(stop - start for start, stop in spans) <= RATE // 2
 
@@ -314,8 +322,10 @@ def test_refuses_wrong_sound():
     remove_noise = Denoiser(**SMALL)
     with pytest.raises(ValueError, match=r"shape \(L,\) or \(C, L\), got \(1, 1, 5000\)"):
         remove_noise(torch.zeros(1, 1, 5000), RATE)
-    with pytest.raises(ValueError, match="not finite"):
-        remove_noise(torch.full((5000,), float("nan")), RATE)
+    broken = torch.randn(2, 3 * RATE)
+    broken[1, 40_000] = float("inf")
+    with pytest.raises(ValueError, match=r"sample 40000 \(at 2.500 s\) is not a finite number"):
+        Denoiser(**SMALL, segment_s=1, overlap_s=0.2)(broken, RATE)
     with pytest.raises(ValueError, match="sample_rate must be a positive"):
         remove_noise(torch.zeros(5000), 0)
 
@@ -323,7 +333,7 @@ def test_refuses_wrong_sound():
 # The window
 
 
-def test_the_risk_is_what_the_filter_leaves_wrong():
+def test_the_risk_is_the_error_of_the_filter():
     generator = torch.Generator().manual_seed(3)
     shape, level = (64, 500), torch.linspace(0.5, 2, 64).double()
     complex_noise = torch.randn(*shape, dtype=torch.complex128, generator=generator)
@@ -362,7 +372,7 @@ def with_hum(clean, mains, snr_db=10):
 def test_hum_is_subtracted(mains):
     clean = speech(3.3)
     noisy = with_hum(clean, mains)
-    # Most lines lie under the voice and do not stand out; they have to go, too.
+    # Most lines lie under the voice and do not stand out; they must go as well.
     assert si_sdr(clean, subtract_hum(noisy[None], RATE)[0]) > 8 + si_sdr(clean, noisy)
 
 
@@ -451,20 +461,20 @@ def test_rumble_is_cut_from_the_result():
 # When it ends, and how much it does
 
 
-def test_levelled_means_that_the_loss_no_longer_falls():
+def test_a_plateau_is_a_loss_that_no_longer_falls():
     length = fit._WARM_UP + 2 * fit._WINDOW
     falling = [1 - 0.01 * i for i in range(length)]
-    assert not fit._levelled(falling)
-    assert fit._levelled([0.5] * length)
-    assert fit._levelled([0.5 + 0.01 * i for i in range(length)])
-    assert not fit._levelled([0.5] * (length - 1))
+    assert not fit._has_plateaued(falling)
+    assert fit._has_plateaued([0.5] * length)
+    assert fit._has_plateaued([0.5 + 0.01 * i for i in range(length)])
+    assert not fit._has_plateaued([0.5] * (length - 1))
 
 
 @pytest.mark.parametrize(
-    ("early_stop", "count", "ended"), [(True, 18, "level"), (False, 40, "steps")]
+    ("early_stop", "count", "ended"), [(True, 18, "plateau"), (False, 40, "steps")]
 )
 def test_it_ends_sooner_when_nothing_more_is_learnt(monkeypatch, early_stop, count, ended):
-    monkeypatch.setattr(fit, "_levelled", lambda losses: len(losses) > 10)
+    monkeypatch.setattr(fit, "_has_plateaued", lambda losses: len(losses) > 10)
     seen: list[Progress] = []
     remove_noise = Denoiser(steps=40, widths=(4,), early_stop=early_stop)
     remove_noise(with_noise(speech(0.5), 10), RATE, seen.append)
@@ -526,12 +536,20 @@ def test_a_stopped_run_leaves_the_rest_as_it_is():
     assert not torch.equal(clean[start:stop], noisy[start:stop])
 
 
-def test_strength_is_the_share_of_the_noise_taken_away():
+def test_strength_is_the_share_of_the_noise_that_is_removed():
     noisy = with_noise(speech(0.5), 10)
     whole = Denoiser(**SMALL)(noisy, RATE).waveform
     assert torch.allclose(Denoiser(**SMALL, strength=0.0)(noisy, RATE).waveform, noisy)
     half = Denoiser(**SMALL, strength=0.5)(noisy, RATE).waveform
     assert torch.allclose(half, (whole + noisy) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("window_s", "windows"), [(None, 3), (0.05, 1)])
+def test_noise_is_estimated_once_for_each_window(monkeypatch, window_s, windows):
+    calls = []
+    monkeypatch.setattr(prior, "estimate_noise", lambda p: calls.append(p) or estimate_noise(p))
+    Denoiser(**SMALL, quality="best", window_s=window_s)(torch.randn(2, RATE), RATE)
+    assert len(calls) == 2 * windows  # channels, whatever the number of starts
 
 
 def test_best_averages_several_starts():
@@ -575,7 +593,7 @@ def test_segments_are_shorter_at_high_rates():
         return torch.zeros(1, stop - start)
 
     rate = 192_000
-    total = sum(block.shape[1] for block in Denoiser().stream(silence, 20 * rate, rate))
+    total = sum(block.clean.shape[1] for block in Denoiser().stream(silence, 20 * rate, rate))
     assert total == 20 * rate
     assert max(spans) <= 2 * rate
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import harmonic_lowering
 from harmonic_lowering.denoise import Denoiser
-from harmonic_lowering.denoise.objective import estimate_noise
+from harmonic_lowering.denoise.noise_estimate import estimate_noise
 from harmonic_lowering.spectral import Stft
 
 from .recordings import SAMPLE_RATE
@@ -237,7 +237,9 @@ def _digest(method: Method) -> str:
     """Return a hash of the code that a method runs, without comments and docstrings."""
     if method.run.__name__ == "run":  # a Denoiser's
         folder = Path(harmonic_lowering.__file__).parent
-        of_prior = ("fit.py", "hum.py", "objective.py", "rumble.py")
+        of_prior = (
+            "fit.py", "hum.py", "likelihood.py", "noise_estimate.py", "prior.py", "rumble.py",
+        )  # fmt: skip
         spared = of_prior if method.name == "dap" else ("dap.py",)
         files = [*sorted((folder / "denoise").glob("*.py")), folder / "spectral.py"]
         sources = [file.read_text() for file in files if file.name not in spared]

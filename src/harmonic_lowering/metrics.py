@@ -1,6 +1,6 @@
 """Scores of a restored sound against the clean one.
 
-SI-SDR is computed here; PESQ and STOI are standards with their own packages, asked for only when
+SI-SDR is computed here; PESQ and STOI are standards with their own packages, imported only when
 they are called.
 """
 
@@ -21,7 +21,7 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> Tensor:
 
     .. math:: 10 \log_{10} \frac{\|αs\|²}{\|\hat s − αs\|²}, \quad α = ⟨\hat s, s⟩ / \|s\|²
 
-    with s and ŝ freed of their means. A change of loudness costs nothing; everything else does.
+    after subtracting the means of s and ŝ. Any difference but a change of loudness lowers it.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ def si_sdr(reference: Tensor, estimate: Tensor) -> Tensor:
     Returns
     -------
     Tensor [shape=(...)], float64
-        dB; ``inf`` where the two agree, ``-inf`` where they have nothing in common, ``nan`` where
-        one of them is silent or constant, so that there is nothing to compare, or holds a nan.
+        dB; ``inf`` where the two agree, ``-inf`` where they are orthogonal, ``nan`` where one of
+        them is silent or constant, so that there is nothing to compare, or holds a nan.
 
     References
     ----------
@@ -81,7 +81,7 @@ def stoi(reference: Tensor, estimate: Tensor, sample_rate: int) -> float:
     ----------
     reference, estimate : Tensor [shape=(L,)]
     sample_rate : int
-        Any; resampled to 10 kHz inside.
+        Any; the package resamples to 10 kHz.
     """
     package = import_optional("pystoi", "STOI", "pystoi")
     return float(package.stoi(_array(reference), _array(estimate), sample_rate))

@@ -1,8 +1,8 @@
 r"""Short-time Fourier transform and its exact inverse.
 
-Thin over `torch.stft` and `torch.istft`. What is added: a recording comes back with exactly the
-samples it had, window and hop are checked before the work instead of after it, and half types are
-refused (a spectrum of them has no room for quiet sounds).
+A thin layer over `torch.stft` and `torch.istft`. It adds three things: a recording comes back with
+exactly the samples it had, window and hop are checked before the work instead of after it, and half
+types are refused (their range has no room for the spectrum of quiet sounds).
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ class Stft:
     .. math:: X[f, t] = \sum_{n=0}^{N-1} w[n] \, x[t·H + n − N/2] \, e^{−2πi f n / N}
 
     Frame t is centred on sample t·H; the ends are mirrored. The inverse divides the overlapped
-    frames by the summed squares of the window, so it is exact for every hop that leaves no sample
-    without a window.
+    frames by the summed squares of the window, so it is exact whenever windows cover every sample.
 
     Parameters
     ----------
@@ -58,13 +57,13 @@ class Stft:
             raise ValueError(f"n_fft must be even and at least 2, got {self.n_fft}")
         if not 1 <= self.hop_length <= self.n_fft // 2:
             raise ValueError(
-                f"hop_length must lie in 1..n_fft/2 = {self.n_fft // 2}, so that every sample is "
-                f"seen by a window; got {self.hop_length}"
+                f"hop_length must lie in 1..n_fft/2 = {self.n_fft // 2}, so that windows cover "
+                f"every sample; got {self.hop_length}"
             )
 
     @classmethod
     def for_rate(cls, sample_rate: int, window_s: float = 0.064, overlap: int = 4) -> Stft:
-        """Choose the window by its duration, so that a result does not depend on the rate."""
+        """Return the transform whose window lasts `window_s` at this rate."""
         hop_length = max(1, round(sample_rate * window_s / overlap))
         return cls(overlap * hop_length, hop_length)
 
@@ -75,7 +74,7 @@ class Stft:
 
     @property
     def shortest(self) -> int:
-        """Samples of the shortest sound that can be transformed (the ends are mirrored)."""
+        """Length of the shortest sound that can be transformed (the ends are mirrored)."""
         return self.n_fft // 2 + 1
 
     def frames(self, length: int) -> int:
@@ -103,7 +102,7 @@ class Stft:
                 f"got {length}"
             )
         # Mirrored to a whole number of hops, so that a frame is centred at or after the last
-        # sample: otherwise one window's vanishing tail would be divided out there.
+        # sample: otherwise the inverse would divide by the vanishing tail of a single window.
         whole = F.pad(waveform.reshape(-1, length), (0, -length % self.hop_length), mode="reflect")
         spectrum = torch.stft(
             whole,
@@ -115,7 +114,7 @@ class Stft:
         return spectrum.reshape(*waveform.shape[:-1], *spectrum.shape[-2:])
 
     def inverse(self, spectrum: Tensor, length: int) -> Tensor:
-        """Turn a spectrum back into `length` samples.
+        """Return the `length` samples of a spectrum.
 
         Parameters
         ----------

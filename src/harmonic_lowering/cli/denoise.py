@@ -168,13 +168,12 @@ def _one(
             layout = (reader.sample_rate, reader.channels, reader.format)
             writer = writing.enter_context(AudioWriter(target, *layout, clip=arguments.clip))
             noise = job.noise and writing.enter_context(AudioWriter(job.noise, *layout))
-            loudest, place = 0.0, 0
+            loudest = 0.0
             for block in denoiser.stream(reader.read, reader.length, reader.sample_rate, bar):
-                loudest = max(loudest, float(block.abs().max()))
-                writer.write(block)
+                loudest = max(loudest, float(block.clean.abs().max()))
+                writer.write(block.clean)
                 if noise:
-                    noise.write(reader.read(place, place + block.shape[1]) - block)
-                place += block.shape[1]
+                    noise.write(block.noise)
         report |= {
             "steps": bar.total, "ended": "interrupted" if stop.asked else bar.ended,
             "clipped": writer.clipped, "seconds": round(time.monotonic() - began, 3),

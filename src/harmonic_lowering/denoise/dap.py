@@ -3,56 +3,73 @@ r"""The deep audio prior as published: a network fitted to the complex STFT itse
 .. math:: \min_θ \sum_{f,t} |f_θ(z)[f, t] − X[f, t]|²
 
 with z fixed noise, real and imaginary part as two channels, Adam with a constant rate. The network
-learns the sound sooner than the noise; what it gives after the last step is the result (Zhang et
-al., ICLR 2020; Takeuchi et al., Interspeech 2020). Unlike there, every layer is told where
-frequency zero lies after pooling.
+learns the sound sooner than the noise; its output after the last step is the result (Zhang et al.,
+ICLR 2020; Takeuchi et al., Interspeech 2020). Unlike there, every layer knows where frequency zero
+lies after pooling.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .estimator import Report, Settings
 from .network import SpectrogramUNet
 
-__all__ = ["fit_spectrum"]
+__all__ = ["DapEstimator"]
 
+_STEPS = {"fast": 1000, "default": 5000, "best": 10000}
 _NOISE_CHANNELS = 8  # of the fixed input
 
 
-def fit_spectrum(
-    spectrum: Tensor,
-    report: Callable[[int, float, str], object],
-    *,
-    steps: int,
-    seed: int,
-    device: str,
-    layer: str,
-    widths: tuple[int, ...],
-    learning_rate: float,
-    time_limit: float | None,
-) -> Tensor:
-    """Fit the network to a complex spectrum (C, F, T) and return what it has learnt.
+class DapEstimator:
+    """The published method, to compare with; it is slower and worse than `PriorEstimator`."""
 
-    ``report(step, loss, ended)`` is called after each step, `ended` being why it is the last or
-    empty; the fit ends at once when it returns true. The other arguments are `Denoiser`'s.
-    """
+    def settings(self, quality: str) -> Settings:
+        """Return the method's own settings for "fast", "default" or "best"."""
+        return Settings(
+            steps=_STEPS[quality],
+            starts=1,
+            widths=(35, 70, 70),
+            learning_rate=1e-3,
+            windows_s=(0.064,),
+            overlap=16,
+        )
+
+    def __call__(
+        self,
+        noisy: Tensor,
+        sample_rate: int,
+        settings: Settings,
+        report: Report,
+        time_limit: float | None,
+    ) -> Tensor:
+        """Estimate the clean sound of a segment (C, L)."""
+        (transform,) = settings.transforms(sample_rate)
+        fitted = _fit_spectrum(transform(noisy), settings, report, time_limit)
+        return transform.inverse(fitted, noisy.shape[1])
+
+
+def _fit_spectrum(
+    spectrum: Tensor, settings: Settings, report: Report, time_limit: float | None
+) -> Tensor:
+    """Fit the network to a complex spectrum (C, F, T) and return its last output."""
     began = time.monotonic()
     channels = spectrum.shape[0]
     parts = torch.cat([spectrum.real, spectrum.imag])[None].float()
     scale = parts.square().mean().sqrt()  # so that one learning rate suits every loudness
-    target = (parts / scale).to(device)
+    target = (parts / scale).to(settings.device)
     with torch.random.fork_rng(devices=[]):
         # Drawn on the CPU, so that every device starts from the same numbers.
-        torch.manual_seed(seed)
-        network = SpectrogramUNet(_NOISE_CHANNELS, 2 * channels, widths, layer).to(device)
-        source = torch.randn(1, _NOISE_CHANNELS, *spectrum.shape[1:]).to(device)
-    optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
+        torch.manual_seed(settings.seed)
+        network = SpectrogramUNet(_NOISE_CHANNELS, 2 * channels, settings.widths, settings.layer)
+        network = network.to(settings.device)
+        source = torch.randn(1, _NOISE_CHANNELS, *spectrum.shape[1:]).to(settings.device)
+    optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     ended = ""
-    for step in range(1, steps + 1):
+    for step in range(1, settings.steps + 1):
         with torch.enable_grad():
             output = network(source)
             loss = (output - target).square().mean()
@@ -61,10 +78,10 @@ def fit_spectrum(
         optimiser.step()
         if time_limit is not None and time.monotonic() - began > time_limit:
             ended = "time"
-        elif step == steps:
+        elif step == settings.steps:
             ended = "steps"
         if report(step, float(loss.detach()), ended) or ended:
             break
     with torch.no_grad():
-        learnt = (network(source)[0].cpu() * scale).to(spectrum.real)
-    return torch.complex(learnt[:channels], learnt[channels:])
+        fitted = (network(source)[0].cpu() * scale).to(spectrum.real)
+    return torch.complex(fitted[:channels], fitted[channels:])

@@ -1,4 +1,4 @@
-"""The denoiser: fit the prior to a recording, filter the recording, join the pieces."""
+"""The denoiser: cut a recording into segments, have each estimated, join the results."""
 
 from __future__ import annotations
 
@@ -7,44 +7,29 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..spectral import Stft
-from .dap import fit_spectrum
-from .fit import fit_weights
-from .hum import subtract_hum
-from .objective import estimate_noise, posterior_gain, shrinkage_risk
-from .rumble import cut_rumble
+from .dap import DapEstimator
+from .estimator import Estimator, Settings
+from .prior import PriorEstimator
 
-__all__ = ["Denoised", "Denoiser", "Progress", "segment_bounds"]
+__all__ = ["Block", "Denoised", "Denoiser", "Progress", "segment_bounds"]
 
-_LARGEST_RATIO = 1e6  # |X|²/N above 60 dB says no more about the gain, only upsets the fit
+_METHODS: dict[str, Estimator] = {"prior": PriorEstimator(), "dap": DapEstimator()}
+_QUALITIES = ("fast", "default", "best")
+_LAYERS = ("harmonic", "plain")
 _MOST_BINS = 600_000  # of a segment's spectrogram: what bounds the memory at high rates
-_STEPS = {
-    ("prior", "fast"): 50,
-    ("prior", "default"): 300,
-    ("prior", "best"): 600,
-    ("dap", "fast"): 1000,
-    ("dap", "default"): 5000,
-    ("dap", "best"): 10000,
-}
-_STARTS = {"fast": 1, "default": 1, "best": 3}
-_WIDTHS = {"prior": (8, 16, 24, 32), "dap": (35, 70, 70)}
-_LEARNING_RATE = {"prior": 5e-2, "dap": 1e-3}
-_WINDOWS_S = {"prior": (0.064, 0.032, 0.128), "dap": (0.064,)}  # a tie goes to the first
-_OVERLAP = {"prior": 4, "dap": 16}  # windows over each sample
-_CROP_S = 1.33  # of the recording, that a step looks at
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where a run stands: `step` of at most `steps` in `segment` of `segments`, counted from 1.
 
-    `ended` is empty until a segment's last step, then says why it is the last: "level" (the
-    likelihood of hidden bins stopped growing), "steps" or "time".
+    `ended` is empty until a segment's last step, then says why it is the last: "plateau" (the
+    likelihood of masked bins stopped growing), "steps" or "time".
     """
 
     segment: int
@@ -55,9 +40,16 @@ class Progress:
     ended: str = ""
 
 
+class Block(NamedTuple):
+    """The next samples of a stream, each of shape (C, n): they add up to the input."""
+
+    clean: Tensor
+    noise: Tensor
+
+
 @dataclass(frozen=True)
 class Denoised:
-    """What came out: `waveform` and `noise` add up to the input; `seconds` it took."""
+    """The result: `waveform` and `noise` add up to the input; computing it took `seconds`."""
 
     waveform: Tensor
     noise: Tensor
@@ -70,66 +62,65 @@ class Denoiser:
     r"""Remove noise from one recording, with a network fitted to that recording alone.
 
     Mains hum is subtracted first. Then a network of harmonic convolutions is fitted to the
-    recording's power spectrum by maximum likelihood, each bin foretold from its surroundings and
-    harmonics while the bin itself is hidden. Pitched sound can be foretold so, noise cannot. At
-    last rumble is cut. No training data, no download, no sample of the noise.
+    recording's power spectrum by maximum likelihood. The network predicts masked bins from their
+    context; pitched sound is predictable, noise is not. Finally rumble is cut. No training data, no
+    download, no sample of the noise.
 
     .. math:: \max_θ \sum_{f,t} \log \sum_k w_k(θ) \, p(X \mid ξ_k),
         \qquad p(X \mid ξ) = \frac{1}{1+ξ} \exp\frac{−|X|²/N}{1+ξ},
         \qquad \hat S = X \sum_k p(ξ_k \mid X) \frac{ξ_k}{1+ξ_k}
 
-    with the noise power N(f) estimated from the same recording, and w the network's weights of
-    signal-to-noise ratios ξ from −15 to 45 dB.
+    where N(f) is the noise power, estimated from the same recording, and w are the weights that the
+    network gives to signal-to-noise ratios ξ from −15 to 45 dB.
 
     Parameters
     ----------
     method : "prior" or "dap"
         As above, or the deep audio prior as published: the network is fitted to the complex STFT
-        itself, and what it has learnt when it stops is the result. To compare with; it is slower
-        and worse.
+        itself, and its last output is the result. It is slower and worse; for comparison.
     quality : "fast", "default" or "best"
-        Presets of `steps` and of the number of random starts that are averaged.
+        Presets of `steps` and of the number of random initialisations that are averaged.
     steps : int >= 1, optional
-        The most steps of the optimiser for each segment (and start).
+        Most steps of the optimiser for each segment (and initialisation).
     early_stop : bool
-        Whether to end sooner, when the likelihood of hidden bins no longer grows (``"prior"``).
+        Whether to end sooner, when the likelihood of masked bins no longer grows (``"prior"``).
     time_limit : float > 0, seconds, optional
         For the whole recording. The result then depends on the machine's speed.
     seed : int in [0, 2**63)
         The same seed gives the same bits on the same machine.
     device : str
-        Where to compute, as "cpu" or "cuda".
+        Where to compute, for example "cpu" or "cuda".
     strength : float in [0, 1]
-        Share of what was found to be noise that is taken away.
+        Share of the estimated noise that is removed.
     atten_lim : float > 0 or None
-        Attenuate by this many dB at most; a little noise left over hides artefacts.
+        Attenuate by at most this many dB; a little noise left over hides artefacts.
     hum : bool
         Whether to subtract steady tones at the multiples of 50 or 60 Hz (``"prior"``).
     rumble : bool
-        Whether to cut what lies below the lowest pitch, 80 Hz at the most (``"prior"``).
+        Whether to cut everything below the lowest pitch, at most 80 Hz (``"prior"``).
     layer : "harmonic" or "plain"
         Layers of the network: `HarmonicConv2d`, or `Conv2d` to compare with.
     widths : tuple of int >= 1, optional
         Channels of the network at each scale.
     learning_rate : float > 0, optional
-        Adam's largest; for ``"prior"`` it rises over the first steps and falls to zero with a
+        Largest rate of Adam; for ``"prior"`` it rises over the first steps and falls to zero with a
         cosine, so that the end of a run is calm whatever its number of steps.
     window_s : float in [0.001, 1], seconds, optional
-        Window of the STFT. By default 32, 64 or 128 ms, whichever makes the recording sparsest (for
-        ``"dap"`` 64 ms): words change fast, notes last.
+        Window of the STFT. By default 32, 64 or 128 ms, chosen per segment by Stein's unbiased risk
+        estimate (for ``"dap"`` 64 ms): words change fast, notes last.
     segment_s, overlap_s : float, 0 < overlap_s <= segment_s / 2
-        Longer recordings are cut into segments of about this length (shorter at high rates),
-        cross-faded; a segment bounds the memory.
+        Longer recordings are cut into segments of about this length (shorter at high rates), which
+        are cross-faded; a segment bounds the memory.
 
     Raises
     ------
     ValueError
-        If an argument is out of range, the device is not there, or the recording is too short,
+        If an argument is out of range, the device is not available, or the recording is too short,
         not finite or of a wrong shape.
 
     Notes
     -----
-    Channels share one gain, so a stereo image stays where it is. Silence is returned as it came.
+    Channels share one gain, so a stereo image stays where it is. Silence is returned unchanged.
     Not for noise that is itself speech or music: babble counts as signal.
 
     References
@@ -138,7 +129,7 @@ class Denoiser:
     From Harmonic Convolutional Networks", ICLR 2020; Krull et al., "Noise2Void", CVPR 2019;
     Févotte et al. on the Itakura-Saito divergence as the likelihood of power spectra, DOI
     10.1162/neco.2008.04-08-771; Laine et al., "High-Quality Self-Supervised Deep Image Denoising",
-    NeurIPS 2019, on what a hidden pixel itself still tells.
+    NeurIPS 2019, on what a masked pixel itself still tells.
 
     Examples
     --------
@@ -168,9 +159,9 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("method", ("prior", "dap")),
-            ("quality", ("fast", "default", "best")),
-            ("layer", ("harmonic", "plain")),
+            ("method", tuple(_METHODS)),
+            ("quality", _QUALITIES),
+            ("layer", _LAYERS),
         ):
             if getattr(self, name) not in choices:
                 known = " or ".join(f'"{choice}"' for choice in choices)
@@ -236,8 +227,9 @@ class Denoiser:
         blocks = self.stream(
             lambda start, stop: channels[:, start:stop], channels.shape[1], sample_rate, progress
         )
-        clean = torch.cat(list(blocks), 1).reshape(waveform.shape)
-        return Denoised(clean, waveform - clean, sample_rate, time.monotonic() - began)
+        parts = zip(*blocks, strict=True)
+        clean, noise = (torch.cat(part, 1).reshape(waveform.shape) for part in parts)
+        return Denoised(clean, noise, sample_rate, time.monotonic() - began)
 
     def stream(
         self,
@@ -245,13 +237,13 @@ class Denoiser:
         length: int,
         sample_rate: int,
         progress: Callable[[Progress], object] | None = None,
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[Block]:
         """Denoise a recording of any length in bounded memory.
 
         Parameters
         ----------
         read : callable
-            ``read(start, stop)`` gives samples start..stop as a Tensor [shape=(C, stop − start)].
+            ``read(start, stop)`` returns samples start..stop, a Tensor [shape=(C, stop − start)].
         length : int
             Samples of the recording.
         sample_rate, progress
@@ -259,12 +251,14 @@ class Denoiser:
 
         Yields
         ------
-        Tensor [shape=(C, n)]
-            The next n clean samples; all blocks together hold `length`.
+        Block
+            The next n clean samples and what was removed from them, each a Tensor [shape=(C, n)];
+            all blocks together hold `length` samples.
         """
         if sample_rate < 1:
             raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
-        window, *_ = self._windows(sample_rate)
+        settings = self._settings()
+        window = settings.transforms(sample_rate)[0]
         if length < window.n_fft:
             raise ValueError(
                 f"the recording has {length} samples, shorter than one window of "
@@ -282,28 +276,52 @@ class Denoiser:
         for index, (start, stop) in enumerate(bounds):
             noisy = read(start, stop)
             if not noisy.isfinite().all():
-                raise ValueError("the recording holds samples that are not finite numbers")
+                bad = start + int((~noisy.isfinite()).any(0).nonzero()[0])
+                raise ValueError(
+                    f"sample {bad} (at {bad / sample_rate:.3f} s) is not a finite number; cut or "
+                    "repair that place first"
+                )
             clean = noisy.clone()
             if not stopped:
                 left = len(bounds) - index
                 share = None if ends is None else max(0.0, ends - time.monotonic()) / left
                 place = (index + 1, len(bounds))
-                clean, stopped = self._clean(noisy, sample_rate, share, place, progress)
+                clean, stopped = self._clean(noisy, sample_rate, settings, share, place, progress)
             if tail is not None:
                 clean[:, :overlap] = torch.lerp(tail, clean[:, :overlap], fade.to(clean))
             last = index == len(bounds) - 1
             tail = None if last else clean[:, -overlap:]
-            yield clean if last else clean[:, :-overlap]
+            done = clean if last else clean[:, :-overlap]
+            yield Block(done, noisy[:, : done.shape[1]] - done)
+
+    def _settings(self) -> Settings:
+        """Return the method's settings, with what was set here."""
+        own = _METHODS[self.method].settings(self.quality)
+        return Settings(
+            steps=self.steps or own.steps,
+            starts=own.starts,
+            widths=self.widths or own.widths,
+            learning_rate=self.learning_rate or own.learning_rate,
+            windows_s=own.windows_s if self.window_s is None else (self.window_s,),
+            overlap=own.overlap,
+            early_stop=self.early_stop,
+            seed=self.seed,
+            device=self.device,
+            hum=self.hum,
+            rumble=self.rumble,
+            layer=self.layer,
+        )
 
     def _clean(
         self,
         noisy: Tensor,
         sample_rate: int,
+        settings: Settings,
         time_limit: float | None,
         place: tuple[int, int],
         progress: Callable[[Progress], object] | None,
     ) -> tuple[Tensor, bool]:
-        """Fit one segment (C, L) and filter it; say, too, whether `progress` asked to stop."""
+        """Clean one segment (C, L); also return whether `progress` asked to stop."""
         loudest = float(noisy.abs().max())
         if loudest == 0:
             return noisy.clone(), False
@@ -311,92 +329,21 @@ class Denoiser:
         # two changes no digit.
         scale = 2.0 ** math.frexp(loudest)[1]
         scaled = noisy / scale
-        prior = self.method == "prior"
-        heard = subtract_hum(scaled, sample_rate) if prior and self.hum else scaled
-        transform, spectrum = self._sparsest(heard, sample_rate)
-        crop = round(_CROP_S * sample_rate / transform.hop_length)
-        asked = False
-        steps = self.steps or _STEPS[self.method, self.quality]
-        starts = _STARTS[self.quality] if self.method == "prior" else 1
+        most = settings.starts * settings.steps
+        stopped = False
 
         def report(step: int, loss: float, ended: str) -> bool:
-            nonlocal asked
+            nonlocal stopped
             if progress is not None:
-                done = start * steps + step
-                last = ended if start == starts - 1 else ""
-                asked = bool(progress(Progress(*place, done, starts * steps, loss, last)))
-            return asked
+                stopped = bool(progress(Progress(*place, step, most, loss, ended)))
+            return stopped
 
-        common: dict[str, Any] = {
-            "steps": steps,
-            "device": self.device,
-            "layer": self.layer,
-            "widths": self.widths or _WIDTHS[self.method],
-            "learning_rate": self.learning_rate or _LEARNING_RATE[self.method],
-        }
-        results = []
-        for start in range(starts):
-            begun = time.monotonic()
-            settings = {
-                **common,
-                "seed": self.seed + start,
-                "time_limit": None if time_limit is None else time_limit / (starts - start),
-            }
-            results.append(
-                fit_spectrum(spectrum, report, **settings)
-                if self.method == "dap"
-                else spectrum * self._gain(spectrum, crop, report, settings)
-            )
-            if asked:
-                break
-            if time_limit is not None:
-                time_limit = max(0.0, time_limit - (time.monotonic() - begun))
-        clean = transform.inverse(torch.stack(results).mean(0), noisy.shape[1])
-        if prior and self.rumble:
-            clean = cut_rumble(clean, heard, sample_rate)
-        kept = 1 - self.strength
+        clean = _METHODS[self.method](scaled, sample_rate, settings, report, time_limit)
+        left = 1 - self.strength
         if self.atten_lim is not None:
-            kept = max(kept, 10 ** (-self.atten_lim / 20))
+            left = max(left, 10 ** (-self.atten_lim / 20))
         clean[noisy.abs().amax(1) == 0] = 0
-        return torch.lerp(clean, scaled, kept) * scale, asked
-
-    def _gain(
-        self,
-        spectrum: Tensor,
-        crop: int,
-        report: Callable[[int, float, str], bool],
-        settings: dict[str, Any],
-    ) -> Tensor:
-        """One gain for all channels, from the mean of their signal-to-noise ratios."""
-        alive = _powers(spectrum)
-        if not alive:
-            return torch.ones_like(spectrum[0].real)
-        ratio = torch.stack([power / estimate_noise(power)[:, None] for power in alive])
-        observed = ratio.mean(0).clamp_max(_LARGEST_RATIO)
-        weights = fit_weights(
-            observed.float(), report, crop=crop, early_stop=self.early_stop, **settings
-        )
-        return posterior_gain(weights.to(observed), observed)
-
-    def _windows(self, sample_rate: int) -> list[Stft]:
-        """Transforms to choose from; the recording and each segment hold at least the first."""
-        lengths = _WINDOWS_S[self.method] if self.window_s is None else (self.window_s,)
-        return [Stft.for_rate(sample_rate, length, _OVERLAP[self.method]) for length in lengths]
-
-    def _sparsest(self, heard: Tensor, sample_rate: int) -> tuple[Stft, Tensor]:
-        """Choose the transform that suits the segment, and give its spectrum, too."""
-        windows = [w for w in self._windows(sample_rate) if w.n_fft <= heard.shape[1]]
-        return min(((w, w(heard)) for w in windows), key=lambda pair: _risk(pair[1]))
-
-
-def _powers(spectrum: Tensor) -> list[Tensor]:
-    """|X|² of the channels that are not silent."""
-    return [power for power in spectrum.abs().square() if bool(power.max() > 0)]
-
-
-def _risk(spectrum: Tensor) -> float:
-    """How badly this transform suits the recording: the channels' sum of `shrinkage_risk`."""
-    return sum(shrinkage_risk(power, estimate_noise(power)) for power in _powers(spectrum))
+        return torch.lerp(clean, scaled, left) * scale, stopped
 
 
 def segment_bounds(length: int, segment: int, overlap: int) -> list[tuple[int, int]]:

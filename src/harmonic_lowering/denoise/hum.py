@@ -1,10 +1,10 @@
 r"""Mains hum: steady tones at the multiples of 50 or 60 Hz, found and subtracted.
 
-Hum is as harmonic as any music, so the network would keep it. What tells it apart is that its
-pitch is the mains' and that it never pauses, swells or glides. A tone of a constant frequency is
-two numbers (here four: its amplitude may drift linearly), so a recording of seconds fixes it far
-better than any filter of spectrogram bins could: least squares takes the tone and leaves what
-else lies in those bins.
+Hum is as harmonic as any music, so the network would keep it. It differs from music in that its
+pitch is the mains frequency and in that it never pauses, swells or glides. A tone of constant
+frequency is two numbers (here four: its amplitude may drift linearly), which a few seconds
+determine far better than any filter of spectrogram bins could: least squares removes the tone and
+leaves everything else in those bins.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ _DRIFT = 0.2  # Hz; grids hold their frequency closer than this
 _HIGHEST = 2500.0  # Hz
 _SHORTEST_S = 1.0  # below, 50 Hz cannot be told from a voice
 _PIECES = 6  # of the recording, over which a line must stay the same
-_STEADY = 0.35  # the most that a line's pieces may differ, against its mean
-_STANDS_OUT = 10.0  # of a line's power to that of the frequencies around it
-_FEWEST = 3  # such lines make a hum
+_STEADY = 0.35  # largest deviation of a line's pieces, relative to their mean
+_STANDS_OUT = 10.0  # smallest ratio of a line's power to that of the frequencies around it
+_MIN_LINES = 3  # such lines make a hum
 _BLOCK = 1 << 14  # samples
 
 
 def subtract_hum(waveform: Tensor, sample_rate: int) -> Tensor:
-    r"""Subtract mains hum from each channel, if there is any; else return the input itself.
+    r"""Subtract mains hum from each channel if there is any; otherwise return the input itself.
 
     .. math:: \min_{a,b,c,d} \sum_n \Big( x[n] − \sum_k (a_k + b_k n) \cos k ω n
         + (c_k + d_k n) \sin k ω n \Big)^2
 
     over all multiples k of ω up to 2.5 kHz, with ω near 2π·50 or 2π·60 Hz where they are strongest.
-    There is hum where three of them stand out of their surroundings and are steady. The others are
-    then there, too, under the sound, and a line that is not takes next to nothing away.
+    A channel has hum if three of them stand out from their surroundings and are steady. All others
+    are then subtracted as well: they lie under the sound, and a line that is absent costs little.
 
     Parameters
     ----------
@@ -44,8 +44,8 @@ def subtract_hum(waveform: Tensor, sample_rate: int) -> Tensor:
 
     Notes
     -----
-    A note held at exactly the mains' pitch for the whole recording is taken for hum, too. The
-    lines must be there from beginning to end. Cost: O(L·K²) for K lines.
+    A note held at exactly the mains frequency for the whole recording is mistaken for hum. The
+    lines must last from beginning to end. Cost: O(L·K²) for K lines.
     """
     if waveform.shape[1] < _SHORTEST_S * sample_rate:
         return waveform
@@ -76,14 +76,14 @@ def _without_hum(channel: Tensor, sample_rate: int) -> Tensor:
 
 
 def _tones(omega: Tensor, start: int, stop: int, length: int) -> Tensor:
-    """Cosines and sines of samples start..stop, constant and rising linearly [samples, 4K]."""
+    """Return cosines and sines of samples start..stop, constant and rising linearly (n, 4K)."""
     time = torch.arange(start, stop, dtype=torch.float64)[:, None]
     waves = torch.cat([torch.cos(omega * time), torch.sin(omega * time)], 1)
     return torch.cat([waves, waves * (2 * time / length - 1)], 1)
 
 
 def _lines(channel: Tensor, sample_rate: int) -> tuple[float, Tensor]:
-    """Find the hum's fundamental in Hz and its multiples; none if there is no hum."""
+    """Return the hum's fundamental in Hz and its multiples, none if there is no hum."""
     best = (0.0, torch.empty(0))
     highest = min(_HIGHEST, 0.45 * sample_rate)
     length = len(channel)
@@ -107,13 +107,13 @@ def _lines(channel: Tensor, sample_rate: int) -> tuple[float, Tensor]:
                 best = (fundamental, multiples[ratio > _STANDS_OUT])
     fundamental, lines = best
     steady = [line for line in lines.tolist() if _steady(channel, line * fundamental / sample_rate)]
-    if len(steady) < _FEWEST:
+    if len(steady) < _MIN_LINES:
         return fundamental, torch.empty(0)
     return fundamental, torch.arange(1, int(highest / fundamental) + 1, dtype=torch.float64)
 
 
 def _around(power: Tensor, places: Tensor, per_hertz: float) -> Tensor:
-    """Median power 5 to 20 Hz off each place."""
+    """Return the median power 5 to 20 Hz from each place."""
     near = torch.arange(round(5 * per_hertz), round(20 * per_hertz))
     offsets = torch.cat([-near, near])
     index = (places.round().long()[:, None] + offsets).abs().clamp_max(len(power) - 1)
@@ -122,13 +122,13 @@ def _around(power: Tensor, places: Tensor, per_hertz: float) -> Tensor:
 
 
 def _steady(channel: Tensor, frequency: float) -> bool:
-    """Say whether a tone's complex amplitude is much the same in all pieces of the recording."""
+    """Say whether a tone's complex amplitude is about the same in all pieces of the recording."""
     size = len(channel) // _PIECES
     time = torch.arange(_PIECES * size, dtype=torch.float64)
-    turned = channel[: _PIECES * size] * torch.polar(
+    baseband = channel[: _PIECES * size] * torch.polar(
         torch.ones_like(time), -2 * math.pi * frequency * time
     )
     window = torch.hann_window(size).to(channel)
-    pieces = (turned.reshape(_PIECES, size) * window).sum(1)
+    pieces = (baseband.reshape(_PIECES, size) * window).sum(1)
     mean = pieces.mean()
     return float((pieces - mean).abs().square().mean().sqrt()) < _STEADY * float(mean.abs())

@@ -20,8 +20,8 @@ class SpectrogramUNet(nn.Module):
     """Encoder and decoder of single blocks with skip connections, one width per scale.
 
     Each block is a convolution of three taps by three frames, an instance normalisation and a
-    leaky rectifier. Each scale halves both axes by averaging, which moves the place of frequency
-    zero; every harmonic layer is told where it went.
+    leaky rectifier. Each scale halves both axes by averaging, which moves frequency zero to a
+    fraction of a bin; every harmonic layer gets that origin.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class SpectrogramUNet(nn.Module):
         return cast(Tensor, self.head(self.features(input)))
 
     def features(self, input: Tensor) -> Tensor:
-        """Map (B, in_channels, F, T) to (B, widths[0], F, T): what `head` reads, bin by bin."""
+        """Map (B, in_channels, F, T) to (B, widths[0], F, T), the input of `head`."""
         features = self.encoder[0](input)
         skips = []
         for block in self.encoder[1:]:
@@ -74,7 +74,7 @@ class SpectrogramUNet(nn.Module):
             features = block(features)
         for block in self.decoder:
             skip = skips.pop()
-            features = block(torch.cat([_doubled(features, skip), skip], 1))
+            features = block(torch.cat([_upsample(features, skip), skip], 1))
         return cast(Tensor, features)
 
 
@@ -88,12 +88,12 @@ def _block(in_channels: int, out_channels: int, origin: Fraction, layer: str) ->
         convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     else:
         raise ValueError(f'layer must be "harmonic" or "plain", got {layer!r}')
-    # Each channel is normalised by the recording's own statistics: there is only one recording.
-    # As groups of one channel, torch takes a third of the time that `InstanceNorm2d` does.
+    # Instance normalisation: there is only one recording. As groups of one channel it takes a
+    # third of the time that torch needs for `InstanceNorm2d`.
     norm = nn.GroupNorm(out_channels, out_channels)
     return nn.Sequential(convolution, norm, nn.LeakyReLU(0.1, inplace=True))
 
 
-def _doubled(coarse: Tensor, like: Tensor) -> Tensor:
+def _upsample(coarse: Tensor, like: Tensor) -> Tensor:
     fine = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
     return fine[..., : like.shape[-2], : like.shape[-1]]

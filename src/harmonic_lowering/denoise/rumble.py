@@ -1,9 +1,9 @@
-r"""Rumble: wind, handling, a turntable; what lies below the lowest pitch of a recording.
+r"""Rumble: wind, handling or turntable noise below the lowest pitch of a recording.
 
-It comes in bursts that fill a few neighbouring bins of a spectrogram at once, so it can be foretold
-as a sound can, and no estimate of a steady noise covers it. But what is pitched has nothing below
-its fundamental. Where the spectrum falls from the bottom up and then rises, the sound begins after
-the valley, and all before it can go.
+Rumble comes in bursts that fill a few neighbouring bins of a spectrogram at once, so it is as
+predictable as a sound, and no estimate of a steady noise covers it. But pitched sound has nothing
+below its fundamental. Where the spectrum falls from the bottom up and then rises, the sound begins
+after the valley, and everything before it can be cut.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ _INAUDIBLE = 20.0  # Hz
 _HIGHEST = 80.0  # Hz, where deep voices and guitars begin; a spectrum may fall on beyond
 _FRAME_S = 0.25
 _OVERLAP = 4
-_RISE = 2.0  # of the power, from the valley to where the sound begins
-_LEAST_SHARE = 0.03  # of all power; less may be part of a good recording
-_SLOPE = 1.4  # from all to nothing between the edge and the edge over this
+_RISE = 2.0  # ratio of the power where the sound begins to that of the valley
+_MIN_POWER_SHARE = 0.03  # of all power; less may be part of a good recording
+_SLOPE = 1.4  # the cut is complete at the edge divided by this
 
 
 def cut_rumble(clean: Tensor, noisy: Tensor, sample_rate: int) -> Tensor:
-    r"""Cut what lies below the lowest pitch, if there is much of it; else return the input itself.
+    r"""Cut everything below the lowest pitch if it is strong; otherwise return `clean` itself.
 
-    The edge is where the mean spectrum of `noisy` is least, from 20 Hz to where it has risen to
-    twice its least value so far; 80 Hz at the most. Below it everything but the mean is taken away,
-    with a slope of half a cosine over the logarithm of the frequency and without delay. All
-    channels have the same edge.
+    The edge is the minimum of the mean spectrum of `noisy` between 20 Hz and the frequency where
+    it has risen to twice its lowest value so far; at most 80 Hz. Everything below the edge but the
+    mean is removed, with a slope of half a cosine over the logarithm of the frequency and no delay.
+    All channels share the edge.
 
     Parameters
     ----------
     clean, noisy : Tensor [shape=(C, L)]
-        What is cut, and what tells where: the recording before it was denoised.
+        The sound to cut, and the recording before denoising, which determines the edge.
     sample_rate : int, Hz
 
     Notes
     -----
     Rumble of less than 3 % of the power stays, as does everything in recordings of less than half a
-    second. A sound that is strongest at 20 Hz and falls from there, as some engines' do, cannot be
-    told from rumble. To cut before denoising would make a hole in the spectrum that upsets the
-    estimate of the noise beside it. Cost: O(L·log L).
+    second. A sound that is strongest at 20 Hz and falls from there, as of some engines, looks like
+    rumble. Cutting before denoising would leave a hole in the spectrum that spoils the noise
+    estimate beside it. Cost: O(L·log L).
     """
     size = round(_FRAME_S * sample_rate)
     if noisy.shape[1] < 2 * size or sample_rate < 8 * _HIGHEST:
@@ -52,7 +52,7 @@ def cut_rumble(clean: Tensor, noisy: Tensor, sample_rate: int) -> Tensor:
     edge = _edge(noisy, size, sample_rate)
     rumble = _below(noisy, edge, sample_rate)
     swing = noisy - noisy.mean(1, keepdim=True)
-    if float(rumble.square().sum()) < _LEAST_SHARE * float(swing.square().sum()):
+    if float(rumble.square().sum()) < _MIN_POWER_SHARE * float(swing.square().sum()):
         return clean
     return clean - _below(clean, edge, sample_rate)
 
@@ -71,7 +71,7 @@ def _edge(waveform: Tensor, size: int, sample_rate: int) -> float:
 
 
 def _below(waveform: Tensor, edge: float, sample_rate: int) -> Tensor:
-    """What lies below the edge, without the mean."""
+    """Return everything below the edge, without the mean."""
     margin = round(_FRAME_S * sample_rate)  # the ends are mirrored
     padded = F.pad(waveform, (margin, margin), mode="reflect")
     frequency = torch.fft.rfftfreq(padded.shape[1], 1 / sample_rate, device=waveform.device)

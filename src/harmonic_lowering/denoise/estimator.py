@@ -1,0 +1,60 @@
+"""What a denoising method is: settings of its own, and an estimate of one segment's clean sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from ..spectral import Stft
+
+__all__ = ["Estimator", "Report", "Settings"]
+
+# report(step, loss, ended) is called after each step, `ended` being why it is the last, or empty.
+# The fit ends at once when it returns true.
+Report: TypeAlias = Callable[[int, float, str], bool]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything an estimator needs to know besides the sound; the fields are `Denoiser`'s.
+
+    `starts` random initialisations of at most `steps` steps each are averaged. Of `windows_s`, in
+    order of preference, a recording must hold the first; `overlap` windows cover each sample.
+    """
+
+    steps: int
+    starts: int
+    widths: tuple[int, ...]
+    learning_rate: float
+    windows_s: tuple[float, ...]
+    overlap: int
+    early_stop: bool = True
+    seed: int = 0
+    device: str = "cpu"
+    hum: bool = True
+    rumble: bool = True
+    layer: str = "harmonic"
+
+    def transforms(self, sample_rate: int) -> list[Stft]:
+        """Return the transform of each window."""
+        return [Stft.for_rate(sample_rate, window, self.overlap) for window in self.windows_s]
+
+
+class Estimator(Protocol):
+    """A denoising method."""
+
+    def settings(self, quality: str) -> Settings:
+        """Return the method's own settings for "fast", "default" or "best"."""
+
+    def __call__(
+        self,
+        noisy: Tensor,
+        sample_rate: int,
+        settings: Settings,
+        report: Report,
+        time_limit: float | None,
+    ) -> Tensor:
+        """Estimate the clean sound of a segment (C, L) with peaks between 0.5 and 1."""
