@@ -32,13 +32,8 @@ def test_harmof0():
 def test_hppnet():
     ratios = [1 / k for k in range(9, 1, -1)] + list(range(1, 10))
     taps = FrequencyTaps.log_from_ratios(ratios, bins_per_octave=48, interpolation="nearest")
-    above = [round(48 * np.log2(k)) for k in range(2, 10)]
+    above = [48, 76, 96, 111, 124, 135, 144, 152]  # its dilations
     assert shifts(taps) == [-d for d in above[::-1]] + [0] + above
-
-
-def test_triad():
-    table = [48 * octave + step for octave in range(2) for step in (0, 28, 16, 40)]
-    assert shifts(FrequencyTaps.from_shifts(table)) == table
 
 
 @pytest.mark.slow
@@ -66,12 +61,11 @@ def test_log_lowering_of_whole_shifts_is_librosas():
     np.testing.assert_allclose(lowered.numpy()[:, 12:-24], expected[:, 12:-24])
 
 
-@pytest.mark.parametrize(("module", "n_copies"), [(HarmonicLowering(3, anchor=2), 3)])
-def test_channel_of_the_lowering_is_k_c_plus_c(module, n_copies):
-    x = torch.randn(2, 4, 11, 3)
+def test_channel_of_the_lowering_is_k_c_plus_c():
+    module, x = HarmonicLowering(3, anchor=2), torch.randn(2, 4, 11, 3)
     lowered = module(x)
-    assert lowered.shape == (2, n_copies * 4, 11, 3)
-    for k in range(n_copies):
+    assert lowered.shape == (2, 3 * 4, 11, 3)
+    for k in range(3):
         for c in range(4):
             alone = module(x[:, c : c + 1])[:, k]
             assert torch.equal(lowered[:, k * 4 + c], alone)
