@@ -7,6 +7,9 @@
 #include <utility>
 
 #include "call.h"
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace {
 
@@ -45,6 +48,11 @@ class Arena {
     const int64_t fits = (most - size_) / static_cast<int64_t>(sizeof(T));
     size_ = count > fits ? most : size_ + round_up(count * static_cast<int64_t>(sizeof(T)), line);
     size_ = std::min(size_, most);
+#if defined(__SANITIZE_ADDRESS__)
+    if (at)
+      ASAN_POISON_MEMORY_REGION(at + count * sizeof(T), base_ + size_ + line - (at + count * sizeof(T)));
+    size_ += line;
+#endif
     return reinterpret_cast<T*>(at);
   }
   int64_t size() const { return size_; }
@@ -109,6 +117,9 @@ class Placed : public Things {
     Things::place(counting);
     block_ = pool.take(counting.size() + kLine);
     if (!block_.memory) return;
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(block_.memory, block_.size);
+#endif
     const auto at = reinterpret_cast<uintptr_t>(block_.memory);
     Arena placing(static_cast<char*>(block_.memory) + (kLine - at % kLine) % kLine);
     Things::place(placing);
