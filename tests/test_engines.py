@@ -189,7 +189,60 @@ def test_long_recordings_are_cut_in_time_and_large_results_bypass_the_cache():
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-FORMS = st.sampled_from([torch.contiguous_format, torch.channels_last])
+@pytest.fixture
+def high_precision():
+    """Allow what torch calls high, and not the highest, precision of float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("engine", ["native"])
+@pytest.mark.parametrize("frames", range(1, 9))
+@pytest.mark.parametrize("channels", [(8, 8), (16, 32), (17, 33)])
+def test_transforms_along_time(engine, frames, channels, high_precision):
+    """Where they are allowed they are used, and are as exact as the documentation says."""
+    used = []
+    for anchor, groups, form in [(1, 1, FORMATS[0]), (3, 1, FORMATS[1]), ((1, 2), 2, FORMATS[1])]:
+        case = fixed_case(
+            shape=(2, channels[0], 9, 150), out_channels=channels[1], rows=3, frames=frames,
+            padding=2, groups=groups, taps={"anchor": anchor},
+        )  # fmt: skip
+        x, w, b = case.tensors(torch.float32)
+        results = []
+        for precision, dtype in [("high", torch.float32), ("highest", torch.float64)]:
+            torch.set_float32_matmul_precision(precision)
+            leaves = [t.to(dtype).contiguous(memory_format=form) for t in (x, w)] + [b.to(dtype)]
+            leaves = [t.detach().requires_grad_() for t in leaves]
+            y = case.call(*leaves, engine=engine)
+            grad = torch.linspace(-1, 3, y.numel()).reshape(y.shape).sin().to(dtype)
+            y.backward(grad.contiguous(memory_format=form))
+            results.append([y.detach(), *(leaf.grad for leaf in leaves)])
+        errors = [
+            ((got.double() - wanted).norm() / wanted.norm()).item()
+            for got, wanted in zip(*results, strict=True)
+        ]
+        assert max(errors) < 5e-6
+        torch.set_float32_matmul_precision("highest")
+        x, w = (t.contiguous(memory_format=form) for t in (x, w))
+        used.append(not torch.equal(case.call(x, w, b, engine=engine), results[0][0]))
+    series, *channels_last = used
+    assert series == (4 <= frames <= 7)
+    assert channels_last == [3 <= frames <= 7] * 2
+
+
+@pytest.mark.parametrize("engine", ["native"])
+def test_transforms_need_to_be_allowed(engine):
+    case = fixed_case(shape=(1, 16, 9, 100), out_channels=16, rows=3, frames=7)
+    x, w, b = case.tensors(torch.float32)
+    x[..., 50] = torch.nan
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert case.call(x, w, b, engine=engine).isnan().any((0, 1, 2)).sum() == 7
+
+
+FORMATS = (torch.contiguous_format, torch.channels_last)
+FORMS = st.sampled_from(FORMATS)
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 

@@ -18,6 +18,7 @@ __all__ = ["COLUMNS", "baseline", "build", "truth"]
 COLUMNS = {
     "auto": "`HarmonicConv2d` with the engine that it chooses",
     "native": '`HarmonicConv2d(engine="native")`',
+    "high": '`HarmonicConv2d` after `torch.set_float32_matmul_precision("high")`',
     "blocked": '`HarmonicConv2d(engine="blocked")`',
     "lowering": '`HarmonicConv2d(engine="lowering")`',
     "log": "`LogHarmonicConv2d` with the engine that it chooses",
@@ -56,10 +57,13 @@ def _build(column: str, setting: Setting) -> nn.Module:
             bins_per_octave=setting.bins_per_octave,
             engine="lowering" if column == "log truth" else "auto",
         )
-    if column not in (*_ENGINES, "compiled"):
+    if column not in (*_ENGINES, "high", "compiled"):
         raise ValueError(f"no column is called {column!r}, only {', '.join(COLUMNS)}")
-    engine = "auto" if column == "compiled" else column
-    return HarmonicConv2d(*channels, kernel, padding=padding, anchor=setting.anchor, engine=engine)
+    engine = column if column in _ENGINES else "auto"
+    layer = HarmonicConv2d(*channels, kernel, padding=padding, anchor=setting.anchor, engine=engine)
+    if column == "high":
+        layer.float32_matmul_precision = "high"  # `measure.step` sets it
+    return layer
 
 
 def baseline(column: str) -> str:

@@ -89,8 +89,10 @@ def step(
 ) -> Callable[[], list[Tensor]]:
     """Return a function that makes one pass, waits for it and returns its results."""
     parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
+    precision = getattr(module, "float32_matmul_precision", "highest")
 
     def run() -> list[Tensor]:
+        torch.set_float32_matmul_precision(precision)
         if grad is None:
             with torch.no_grad():
                 found = [module(input)]

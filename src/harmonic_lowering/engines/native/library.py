@@ -26,7 +26,7 @@ from .compiler import INSTRUCTION_SETS, is_intact, source_digest, stored
 
 __all__ = ["Call", "CoreInfo", "Rows", "cache_folder", "info", "load", "run", "unsupported_reason"]
 
-ABI = 1  # of call.h
+ABI = 2  # of call.h
 PACKAGED = Path(__file__).parent / "lib"
 SUFFIX = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 COMMAND = "harmonic-lowering build-native"
@@ -74,6 +74,7 @@ class Call(ctypes.Structure):
         ("matrix", Rows),
         ("transposed", Rows),
         ("blend_first", pointer),
+        ("transforms", int64),
         ("threads", int64),
         ("parallel_for", pointer),
         ("gomp_parallel", pointer),
@@ -215,6 +216,7 @@ def run(name: str, call: Call) -> None:
     if core is None or threads is None:
         raise RuntimeError(f"there is no native core: {unsupported_reason()}")
     call.threads = torch.get_num_threads()
+    call.transforms = torch.get_float32_matmul_precision() != "highest"
     if threads.name == "torch_parallel_for":
         call.parallel_for = threads.address
     else:

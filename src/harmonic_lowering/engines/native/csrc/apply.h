@@ -154,7 +154,8 @@ struct Series {
   using Acc = typename T::Acc;
   using Tile = SeriesTile<T>;
   static constexpr int pair = T::pair, lanes = T::lanes;
-  static constexpr int channel_unit = 1, frame_unit = lanes;
+  static constexpr int channel_unit = 1, frame_unit = lanes, points = 1;
+  static constexpr int64_t row_point = 0, weight_point = 0, sums_point = 0;
   const Call& c;
   const int64_t units, block;  // channels in pairs; frames of a task
   const int64_t n_offsets, width = 0, row_frame = pair, weight_channel, sums_stride, sums_size, bias_size;
@@ -185,6 +186,7 @@ struct Series {
       for (int64_t k = 0; k < c.kernel_time; ++k)
         offsets[i * c.kernel_time + k] = (i * columns.length + columns.at[k]) * pair;
   }
+  static int64_t tile_frames(int64_t here) { return here; }
   static int64_t at(int64_t channel, int64_t frame, int64_t stride) { return channel * stride + frame; }
 
   // [channel block][offset][channel][pair], zero before
@@ -209,7 +211,7 @@ struct Series {
     return false;
   }  // tiles write sums, which write() takes to the caller's tensor
   bool past_cache() const { return c.dst_stride[3] == 1 && goes_past_cache<S>(c, c.dst_stride[1], block); }
-  void write(const Acc* sums, int64_t here, bool past_cache, const Target<S>& to) const {
+  void write(const Acc* sums, const Acc*, int64_t here, bool past_cache, const Target<S>& to) const {
     if (to.time_stride == 1) {
       for (int64_t o = 0; o < c.out_channels; ++o, sums += block) {
         S* at = to.dst + o * to.channel_stride;
@@ -245,7 +247,8 @@ struct Frames {
   using Acc = typename T::Acc;
   using Tile = FramesTile<T>;
   static constexpr int pair = T::pair, lanes = T::lanes;
-  static constexpr int channel_unit = lanes, frame_unit = 1;
+  static constexpr int channel_unit = lanes, frame_unit = 1, points = 1;
+  static constexpr int64_t row_point = 0, weight_point = 0, sums_point = 0;
   const Call& c;
   const int64_t width, padded;  // of a packed frame; output channels in whole vectors
   const int64_t block, n_offsets, row_frame, weight_channel, sums_stride, sums_size, bias_size;
@@ -277,6 +280,7 @@ struct Frames {
     row_size = round_up(columns.length * width, kVector / sizeof(Store));
     for (int64_t k = 0; k < c.kernel_time; ++k) offsets[k] = columns.at[k] * width;
   }
+  static int64_t tile_frames(int64_t here) { return here; }
   static int64_t at(int64_t channel, int64_t frame, int64_t stride) { return frame * stride + channel; }
 
   // [channel block][kernel column][channel / pair][output channel][pair], zero before
@@ -298,12 +302,16 @@ struct Frames {
   }
   bool writes_results() const { return sizeof(S) == sizeof(Store) && c.out_channels == padded; }
   bool past_cache() const { return goes_past_cache<S>(c, c.dst_stride[3], c.out_channels); }
-  void write(const Acc* sums, int64_t here, bool, const Target<S>& to) const {
+  void write(const Acc* sums, const Acc*, int64_t here, bool, const Target<S>& to) const {
     for (int64_t t = 0; t < here; ++t)
       for (int64_t o = 0; o < c.out_channels; ++o)
         to.dst[t * to.time_stride + o] = static_cast<S>(sums[t * padded + o]);
   }
 };
+
+}  // namespace
+#include "transform.h"
+namespace {
 
 // What one call computes with, and what one thread does. Memory is placed as Arena says.
 
@@ -319,7 +327,7 @@ struct CallMemory {
   }
   // In units of whole channel blocks.
   int64_t tap_size() const {
-    return round_up(layout.c.out_channels, Layout::channel_unit) * layout.weight_channel;
+    return Layout::points * round_up(layout.c.out_channels, Layout::channel_unit) * layout.weight_channel;
   }
   void pack_weights() {
     using S = typename Layout::Scalar;
@@ -457,8 +465,9 @@ class Worker {
     if (layout.writes_results())
       return convolve(live, n_live, mixes, n_mixes, bias, to.dst, to.time_stride,
                       past_cache ? Write::kResultPastCache : Write::kResult);
-    convolve(live, n_live, mixes, n_mixes, bias, sums, layout.sums_stride, Write::kSums);
-    layout.write(sums, here, past_cache, to);
+    convolve(live, n_live, mixes, n_mixes, Layout::points == 1 ? bias : nullptr, sums, layout.sums_stride,
+             Write::kSums);
+    layout.write(sums, bias, here, past_cache, to);
   }
   // dst = the bias, the mixes, and the live rows convolved with the kernel rows of their taps, tile by tile.
   void convolve(const Live<T>* live, int64_t n_live, const Mix<T>* mixes, int64_t n_mixes, const Acc* bias,
@@ -469,22 +478,25 @@ class Worker {
                        layout.width, tile_mixes, n_mixes,        layout.sums_stride,
                        nullptr,      nullptr,    dst_stride,     write};
     const int64_t element = write == Write::kSums ? sizeof(Acc) : sizeof(Store);
-    const Split frames(divide_up(here, frame_unit), Tile::most_frames);
+    const Split frames(divide_up(layout.tile_frames(here), frame_unit), Tile::most_frames);
     const Split channels(divide_up(c.out_channels, channel_unit), Tile::most_channels);
-    for (int64_t nb = 0; nb < frames.parts; ++nb) {
-      const int64_t t = frames.begin(nb) * frame_unit, n = frames.begin(nb + 1) - frames.begin(nb);
-      for (int64_t ob = 0; ob < channels.parts; ++ob) {
-        const int64_t o = channels.begin(ob) * channel_unit, m = channels.begin(ob + 1) - channels.begin(ob);
-        for (int64_t i = 0; i < n_live; ++i)
-          tile_taps[i] = {live[i].row + t * layout.row_frame,
-                          weight + live[i].tap * tap_size + o * layout.weight_channel};
-        for (int64_t i = 0; i < n_mixes; ++i)
-          tile_mixes[i] = {mixes[i].row + Layout::at(o, t, layout.sums_stride), mixes[i].value};
-        a.bias = bias ? bias + o : nullptr;
-        a.dst = static_cast<char*>(dst) + Layout::at(o, t, dst_stride) * element;
-        tile_of<Tile, Tile::most_channels, Tile::most_frames>(m, n)(a);
+    for (int64_t p = 0; p < Layout::points; ++p)
+      for (int64_t nb = 0; nb < frames.parts; ++nb) {
+        const int64_t t = frames.begin(nb) * frame_unit, n = frames.begin(nb + 1) - frames.begin(nb);
+        for (int64_t ob = 0; ob < channels.parts; ++ob) {
+          const int64_t o = channels.begin(ob) * channel_unit,
+                        m = channels.begin(ob + 1) - channels.begin(ob);
+          for (int64_t i = 0; i < n_live; ++i)
+            tile_taps[i] = {
+                live[i].row + p * layout.row_point + t * layout.row_frame,
+                weight + live[i].tap * tap_size + p * layout.weight_point + o * layout.weight_channel};
+          const int64_t sum = p * layout.sums_point + Layout::at(o, t, layout.sums_stride);
+          for (int64_t i = 0; i < n_mixes; ++i) tile_mixes[i] = {mixes[i].row + sum, mixes[i].value};
+          a.bias = bias ? bias + o : nullptr;
+          a.dst = static_cast<char*>(dst) + (p * layout.sums_point + Layout::at(o, t, dst_stride)) * element;
+          tile_of<Tile, Tile::most_channels, Tile::most_frames>(m, n)(a);
+        }
       }
-    }
   }
 };
 
@@ -500,10 +512,40 @@ TapConvStatus apply_in(const Call& c) {
                    [](int64_t task, Worker<Layout>& worker) { worker.run(task); });
 }
 
+// Whether transforms along time are allowed for a call and take less than they save: with the channels side
+// by side from three columns on, with the channels apart from four.
+inline bool transforms_pay(const Call& c, bool frames) {
+  return c.transforms && c.stride == 1 && c.input_dilation == 1 && c.dilation == 1 &&
+         c.kernel_time >= (frames ? 3 : 4) && c.kernel_time <= 7 && c.in_channels >= 8 &&
+         c.out_channels >= 8 && c.dst_len >= 64;
+}
+
+inline TapConvStatus apply_transformed(const Call& c, bool frames) {
+  switch (c.kernel_time) {
+    case 3:
+      return apply_in<TransformedFrames<Scheme<3, 6>>>(c);
+    case 4:
+      return frames ? apply_in<TransformedFrames<Scheme<3, 5>>>(c)
+                    : apply_in<TransformedSeries<Scheme<3, 5>>>(c);
+    case 5:
+      return frames ? apply_in<TransformedFrames<Scheme<4, 6>>>(c)
+                    : apply_in<TransformedSeries<Scheme<3, 4>>>(c);
+    case 6:
+      return frames ? apply_in<TransformedFrames<Scheme<4, 5>>>(c)
+                    : apply_in<TransformedSeries<Scheme<4, 5>>>(c);
+    default:
+      return frames ? apply_in<TransformedFrames<Scheme<4, 4>>>(c)
+                    : apply_in<TransformedSeries<Scheme<4, 4>>>(c);
+  }
+}
+
 template <class S>
 TapConvStatus apply(const Call& c) {
   using T = typename Compute<S>::type;
-  return Frames<T, S>::fits(c) ? apply_in<Frames<T, S>>(c) : apply_in<Series<T, S>>(c);
+  const bool frames = Frames<T, S>::fits(c);
+  if constexpr (std::is_same_v<S, float>)
+    if (transforms_pay(c, frames)) return apply_transformed(c, frames);
+  return frames ? apply_in<Frames<T, S>>(c) : apply_in<Series<T, S>>(c);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ extern "C" {
 #define TAP_CONV_API __attribute__((visibility("default")))
 #endif
 
-enum { TAP_CONV_ABI = 1 };  // raised with every change of this file; library.py has the same number
+enum { TAP_CONV_ABI = 2 };  // raised with every change of this file; library.py has the same number
 
 typedef enum {
   TAP_CONV_OK = 0,
@@ -48,6 +48,7 @@ typedef struct {  // mirrored field by field in library.py
   void* bias;                // null for none; for grad_weight: its gradient, which is written
   Rows matrix, transposed;
   const int64_t* blend_first;  // per tap: 1 = blend the rows, then convolve; 0 = convolve, then blend
+  int64_t transforms;  // whether float sums may be those of transforms along time, a little less exact
   // The threads to run on: how many, and torch_parallel_for (libtorch), or GOMP_parallel (an OpenMP library),
   // or null for both, which needs threads == 1.
   int64_t threads;

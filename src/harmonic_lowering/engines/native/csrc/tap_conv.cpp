@@ -28,6 +28,7 @@
 //   scalars.h      half types
 //   vectors.h      registers: types, transposing
 //   rows.h         packing and blending of rows
+//   transform.h    kernels of several columns by transforms along time
 //   apply.h        output, gradient of the input
 //   grad_weight.h  gradient of the weight
 #include "apply.h"
