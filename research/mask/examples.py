@@ -20,7 +20,7 @@ from .speech import choir, speech
 __all__ = ["NOISES", "SOUNDS", "Batch", "Example", "draw_batch", "draw_example", "draw_sound"]
 
 # How often each is drawn. Of the noises, half move; crowds take what remains.
-SOUNDS = {"speech": 0.42, "music": 0.34, "both": 0.1, "drums": 0.07, "choir": 0.04, "drone": 0.03}
+SOUNDS = {"speech": 0.41, "music": 0.32, "both": 0.1, "drums": 0.1, "choir": 0.04, "drone": 0.03}
 NOISES = {
     "white": 0.12,
     "still": 0.16,
@@ -96,7 +96,7 @@ def draw_example(
     sound = draw_sound(random, canvas, sound_kind)
     if snr_db is None:
         snr_db = random.uniform(-5, 22)
-        if random.random() < 0.2:  # nearly clean, or clean
+        if random.random() < 0.15:  # nearly clean, or clean
             snr_db = random.uniform(22, 70)
     other = noise(random, canvas, noise_kind).scaled(float(db(-snr_db)))
     if random.random() < 0.12:

@@ -7,7 +7,7 @@ struck and plucked ones are damped sines (any partials, each with a decay of its
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -201,7 +201,7 @@ class _Struck:
     decays: Array  # per second at 300 Hz
     damped: bool
     knock_db: float
-    roughness_db: float = field(default=2.0)
+    roughness_db: float = 2.0
 
 
 def _struck(random: np.random.Generator, canvas: Canvas, notes: list[Note], kind: str) -> Array:

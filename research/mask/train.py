@@ -30,7 +30,7 @@ from .examples import Batch, draw_batch
 __all__ = ["Settings", "Trainer", "losses", "train"]
 
 _MAGNITUDE, _NOISE = 4.0, 0.1  # weights of the losses beside the first
-_LOWEST = 10**-4.5  # share of the error that the loss no longer counts
+_LOWEST = 10**-3.5  # share of the error that the loss no longer counts
 _QUIETEST = -11.5  # of ln N over the local level, −50 dB: below, all is clean
 _FINE = 512  # bins up to 8 kHz
 _WARM_UP, _DECAY = 50, 0.998  # steps; of the moving average of the weights

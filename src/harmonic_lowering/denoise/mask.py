@@ -146,6 +146,7 @@ class LearntMask:
         }
         beside = Path(path).with_suffix(".part")
         save_file(state, beside, described)
+        beside.chmod(0o644)  # it is made for its owner alone
         beside.replace(path)
 
     @staticmethod

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 FEATURES = 6  # planes
+ABOVE_FLOOR = slice(2, 4)  # those that hold a pair's level against its own floor
 NOISE_ROWS, NOISE_FRAMES = 8, 2  # rows and frames of one value of N
 LOCAL = 62  # frames on each side of a local mean, which is taken twice: about ±2 s
 REACH = 148  # frames on each side that a value of the network depends on
@@ -34,6 +35,7 @@ _ROWS = _FINE + 64  # up to 24 kHz
 _RATIOS = (Fraction(1, 3), Fraction(1, 2), 1, 2, 3)
 _ORIGIN = Fraction(1, 4)  # a row of the network holds bins 2r and 2r + 1
 _DILATIONS = ((1, 1), (2, 2), (4, 4), (8, 8), (1, 16), (2, 32), (4, 1), (8, 4))  # freq, time
+_SLOPE = 3.0  # of the mask's logit per 15 dB above the floor, before anything is learnt
 _FLOOR = 1e-9  # below the local level, nothing is told apart
 
 
@@ -217,8 +219,10 @@ class MaskNetwork(nn.Module):
         up = _like(self.up_1(up), fine) + fine
         up = self._harmonics(self.leave(up), self.tall_out)
         pairs = self.mask_head(self.join(torch.cat([up, fine, planes.to(up)], 1)))
+        # What stands out of its floor is let through, unless the network knows better.
+        pairs = pairs.float() + _SLOPE * planes[:, ABOVE_FLOOR].float()
         # Two channels of a row of the network are two rows of the input.
-        mask = pairs.transpose(1, 2).flatten(1, 2).float().sigmoid()
+        mask = pairs.transpose(1, 2).flatten(1, 2).sigmoid()
         return mask, noise
 
     def _harmonics(self, input: Tensor, layer: nn.Module) -> Tensor:
