@@ -20,15 +20,15 @@ from .speech import choir, speech
 __all__ = ["NOISES", "SOUNDS", "Batch", "Example", "draw_batch", "draw_example", "draw_sound"]
 
 # How often each is drawn. Of the noises, half move; crowds take what remains.
-SOUNDS = {"speech": 0.41, "music": 0.32, "both": 0.1, "drums": 0.1, "choir": 0.04, "drone": 0.03}
+SOUNDS = {"speech": 0.4, "music": 0.3, "both": 0.1, "drums": 0.13, "choir": 0.04, "drone": 0.03}
 NOISES = {
     "white": 0.12,
-    "still": 0.16,
+    "still": 0.17,
     "moving": 0.2,
     "gusts": 0.1,
     "grains": 0.1,
     "bubbles": 0.15,
-    "crackle": 0.05,
+    "crackle": 0.04,
     "crowd": 0.12,
 }
 # Sample rates of a batch and the rate at whose Nyquist frequency its spectrum is cut.

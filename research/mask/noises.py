@@ -127,7 +127,7 @@ def _swell(random: np.random.Generator, canvas: Canvas) -> Array:
         loud = np.full(canvas.frames, 10 ** (random.uniform(-25, -6) / 10))
         now, gap = random.uniform(-0.8, 0.8), random.uniform(0.2, 3)
         while now < canvas.seconds:
-            rise, fall = log_uniform(random, 0.01, 1.5), log_uniform(random, 0.1, 2)
+            rise, fall = log_uniform(random, 0.05, 1.5), log_uniform(random, 0.2, 2)
             since = canvas.time - now
             event = np.exp(-2 * np.abs(since) / np.where(since < 0, rise, fall))
             loud = np.maximum(loud, 10 ** (random.normal() * 0.4) * event)
@@ -204,7 +204,7 @@ def _bubbles(random: np.random.Generator, canvas: Canvas) -> Noise:
     """Resonators struck at random: rain, brooks, applause, rattling; the rate swells."""
     low = log_uniform(random, 50, 1500)
     high = low * log_uniform(random, 2, 40)
-    rate = log_uniform(random, 0.5, 300)  # strikes of each resonator in a second
+    rate = log_uniform(random, 3, 300)  # strikes of each resonator in a second; fewer are drums
     sharpness, spread = log_uniform(random, 0.7, 60), random.uniform(0.2, 1.3)
     slope = random.uniform(-1.2, 0.4)
     swell = np.zeros(canvas.frames)
