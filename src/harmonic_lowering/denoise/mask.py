@@ -41,7 +41,7 @@ __all__ = ["LearntMask", "MaskEstimate", "WeightsError"]
 WEIGHTS = Path(__file__).with_name("weights") / "mask.safetensors"
 
 _WINDOW_S = 0.064
-_OPENS_DB, _OPEN_DB = 32.0, 47.0  # estimated SNR from which the mask opens, and is open
+_OPENS_DB, _OPEN_DB = 20.0, 35.0  # estimated SNR from which the mask opens, and is open
 _OPENING = 31  # frames on each side of a local mean, taken twice, for that SNR
 _BLOCK = 2048  # frames filtered at a time, about half a minute
 
@@ -70,7 +70,7 @@ class LearntMask:
     """The trained network, applied to recordings.
 
     Channels share one mask, so a stereo image stays where it is. A recording that the network
-    finds clean is left as it is: from an estimated signal-to-noise ratio of 32 dB on, the mask
+    finds clean is left as it is: from an estimated signal-to-noise ratio of 20 dB on, the mask
     opens.
 
     Parameters

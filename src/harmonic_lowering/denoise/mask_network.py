@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import cast
@@ -23,7 +24,6 @@ __all__ = [
 ]
 
 FEATURES = 6  # planes
-ABOVE_FLOOR = slice(2, 4)  # those that hold a pair's level against its own floor
 NOISE_ROWS, NOISE_FRAMES = 8, 2  # rows and frames of one value of N
 LOCAL = 62  # frames on each side of a local mean, which is taken twice: about ±2 s
 REACH = 148  # frames on each side that a value of the network depends on
@@ -35,7 +35,7 @@ _ROWS = _FINE + 64  # up to 24 kHz
 _RATIOS = (Fraction(1, 3), Fraction(1, 2), 1, 2, 3)
 _ORIGIN = Fraction(1, 4)  # a row of the network holds bins 2r and 2r + 1
 _DILATIONS = ((1, 1), (2, 2), (4, 4), (8, 8), (1, 16), (2, 32), (4, 1), (8, 4))  # freq, time
-_SLOPE = 3.0  # of the mask's logit per 15 dB above the floor, before anything is learnt
+_HALF_DB, _SLOPE_DB = 6.5, 5.0  # above the noise: the mask is 1/2; its logit rises by 1
 _FLOOR = 1e-9  # below the local level, nothing is told apart
 
 
@@ -214,13 +214,13 @@ class MaskNetwork(nn.Module):
         quarter = self.down_2(half)
         deep = self.blocks(self.down_3(quarter))
         up = _like(self.up_3(deep), quarter) + quarter
-        noise = 3 * self.noise_head(up)[:, 0].float() - 4
+        noise = _floor(planes) + self.noise_head(up)[:, 0].float()
         up = _like(self.up_2(up), half) + half
         up = _like(self.up_1(up), fine) + fine
         up = self._harmonics(self.leave(up), self.tall_out)
         pairs = self.mask_head(self.join(torch.cat([up, fine, planes.to(up)], 1)))
-        # What stands out of its floor is let through, unless the network knows better.
-        pairs = pairs.float() + _SLOPE * planes[:, ABOVE_FLOOR].float()
+        # What stands out of the noise is let through, unless the network knows better.
+        pairs = pairs.float() + (_above(planes, noise.detach()) - _HALF_DB) / _SLOPE_DB
         # Two channels of a row of the network are two rows of the input.
         mask = pairs.transpose(1, 2).flatten(1, 2).sigmoid()
         return mask, noise
@@ -307,6 +307,27 @@ def _pitch_plane(rows: int, device: torch.device) -> Tensor:
     bins = torch.where(row < _FINE, row, _FINE + (row - _FINE + 0.5) * _MERGED)
     hertz = (bins / _FINE * 8000).reshape(-1, 2).mean(1)
     return ((hertz + 300) / 2000).log2() / 2
+
+
+def _floor(planes: Tensor) -> Tensor:
+    """Natural logarithm of the rows' floors over the local level, on the grid of the noise."""
+    decibels = _against_level(planes) - (15 * planes[:, 2:4].float() + 8)
+    half = (NOISE_ROWS // 2, NOISE_FRAMES)  # two rows of the input are one of the planes
+    return F.avg_pool2d(decibels.mean(1), half, ceil_mode=True) * (math.log(10) / 10)
+
+
+def _above(planes: Tensor, noise: Tensor) -> Tensor:
+    """Level of each row over the noise in dB, (B, 2, H, T)."""
+    fine = F.interpolate(
+        noise[:, None], scale_factor=(NOISE_ROWS // 2, NOISE_FRAMES), mode="bilinear"
+    )
+    fine = fine[..., : planes.shape[2], : planes.shape[3]] * (10 / math.log(10))
+    return _against_level(planes) - fine
+
+
+def _against_level(planes: Tensor) -> Tensor:
+    """Level of each row against the local level in dB, (B, 2, H, T)."""
+    return 20 * planes[:, :2].float() - 25
 
 
 def _like(coarse: Tensor, fine: Tensor) -> Tensor:
