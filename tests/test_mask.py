@@ -99,7 +99,7 @@ def test_layers_have_the_same_number_of_weights():
 
 
 def test_an_unknown_layer_is_refused():
-    with pytest.raises(ValueError, match=r'layer must be "harmonic" or "plain", got "?\'?round'):
+    with pytest.raises(ValueError, match=r"layer must be .*, got 'round'"):
         MaskNetwork(layer="round")
 
 

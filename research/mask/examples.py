@@ -19,7 +19,7 @@ from .speech import choir, speech
 
 __all__ = ["NOISES", "SOUNDS", "Batch", "Example", "draw_batch", "draw_example", "draw_sound"]
 
-# How often each is drawn. Of the noises, half move; crowds take what remains.
+# How often each is drawn. Of the noises, two thirds move.
 SOUNDS = {"speech": 0.4, "music": 0.3, "both": 0.1, "drums": 0.13, "choir": 0.04, "drone": 0.03}
 NOISES = {
     "white": 0.12,
