@@ -1,0 +1,276 @@
+r"""A mask that a small network has learnt from synthetic sounds in synthetic noise.
+
+The network reads the power spectrogram of a recording (64 ms windows, 16 ms hops, bins of
+15.6 Hz) and gives, for each bin, the share of the amplitude that is sound, and the power N(f, t)
+of the noise. It knows what the prior cannot find in one recording: how noise swells and how a
+voice begins. One set of weights serves all sample rates. Up to 8 kHz each bin is a row; above,
+16 bins are merged into one, so that 48 kHz costs little more than 16.
+
+All that the network sees is local in time, so a recording that is cut into blocks with enough
+context gives the same result as the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..optional import import_optional
+from ..spectral import Stft
+from .mask_network import (
+    LOCAL,
+    NOISE_FRAMES,
+    NOISE_ROWS,
+    REACH,
+    MaskNetwork,
+    local_mean,
+    mask_features,
+    merge_bins,
+    split_rows,
+)
+
+__all__ = ["LearntMask", "MaskEstimate", "WeightsError"]
+
+WEIGHTS = Path(__file__).with_name("weights") / "mask.safetensors"
+
+_WINDOW_S = 0.064
+_OPENS_DB, _OPEN_DB = 20.0, 35.0  # estimated SNR from which the mask opens, and is open
+_OPENING = 31  # frames on each side of a local mean, taken twice, for that SNR
+_BLOCK = 2048  # frames filtered at a time, about half a minute
+
+
+class WeightsError(RuntimeError):
+    """The weights of the mask are missing, damaged or of another version."""
+
+
+@dataclass(frozen=True)
+class MaskEstimate:
+    """What the network says of a spectrogram.
+
+    Attributes
+    ----------
+    gain : Tensor [shape=(bins, T)]
+        Share of the amplitude to keep, 0 to 1.
+    noise : Tensor [shape=(bins, T)]
+        Power N(f, t) of the noise, in units of the input's |X|².
+    """
+
+    gain: Tensor
+    noise: Tensor
+
+
+class LearntMask:
+    """The trained network, applied to recordings.
+
+    Channels share one mask, so a stereo image stays where it is. A recording that the network
+    finds clean is left as it is: from an estimated signal-to-noise ratio of 20 dB on, the mask
+    opens.
+
+    Parameters
+    ----------
+    network : MaskNetwork
+        Trained; used in evaluation mode.
+
+    Examples
+    --------
+    >>> mask = LearntMask(MaskNetwork().folded())  # untrained; `LearntMask.load()` is the trained
+    >>> mask.apply(torch.randn(2, 8000), 16000).shape
+    torch.Size([2, 8000])
+    """
+
+    def __init__(self, network: MaskNetwork) -> None:
+        self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def load(cls, path: str | Path | None = None) -> LearntMask:
+        """Read the weights that come with the package, or those of a file.
+
+        Raises
+        ------
+        WeightsError
+            If the file is missing, damaged or made for another network.
+        ImportError
+            If safetensors is not installed.
+        """
+        safetensors = import_optional("safetensors", "the learnt mask", "harmonic-lowering[audio]")
+        file = WEIGHTS if path is None else Path(path)
+        try:
+            with safetensors.safe_open(file, "pt") as opened:
+                metadata = opened.metadata() or {}
+                state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except FileNotFoundError as error:
+            raise WeightsError(
+                f"the weights of the learnt mask are not at {file}: reinstall harmonic-lowering, "
+                "or train them with 'python -m research.mask.train'"
+            ) from error
+        except (OSError, safetensors.SafetensorError) as error:
+            raise WeightsError(
+                f"the weights of the learnt mask in {file} cannot be read ({error}): "
+                "reinstall harmonic-lowering"
+            ) from error
+        if metadata.get("sha256") != _digest(state):
+            raise WeightsError(
+                f"the weights of the learnt mask in {file} are damaged (their SHA-256 is not the "
+                "one that was written with them): reinstall harmonic-lowering"
+            )
+        try:
+            widths = [int(width) for width in metadata["widths"].split(",")]
+            network = MaskNetwork(widths, metadata["layer"], normalised=False)
+            network.load_state_dict(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise WeightsError(
+                f"the weights of the learnt mask in {file} were made for another network: "
+                "use those that come with this version of harmonic-lowering"
+            ) from error
+        return cls(network)
+
+    def save(self, path: str | Path, metadata: Mapping[str, str]) -> None:
+        """Write the weights, with what is needed to build the network and to trust the file."""
+        save_file = import_optional(
+            "safetensors.torch", "saving the mask", "harmonic-lowering[audio]"
+        ).save_file
+        network = self.network.folded() if self.network.normalised else self.network
+        state = {name: value.contiguous() for name, value in network.state_dict().items()}
+        described = {
+            **metadata,
+            "layer": network.layer,
+            "widths": ",".join(map(str, network.widths)),
+            "sha256": _digest(state),
+        }
+        beside = Path(path).with_suffix(".part")
+        save_file(state, beside, described)
+        beside.chmod(0o644)  # it is made for its owner alone
+        beside.replace(path)
+
+    @staticmethod
+    def transform(sample_rate: int) -> Stft:
+        """Return the transform whose power `estimate` takes."""
+        return Stft.for_rate(sample_rate, _WINDOW_S)
+
+    @torch.no_grad()
+    def estimate(self, power: Tensor) -> MaskEstimate:
+        """Mask and noise of one spectrogram.
+
+        Parameters
+        ----------
+        power : Tensor [shape=(bins, T)], float32
+            |X|² of ``transform(sample_rate)``, the mean of the channels.
+        """
+        rows = merge_bins(power[None])
+        planes, level = mask_features(rows)
+        mask, noise = self.network(planes.contiguous(memory_format=torch.channels_last))
+        noise = _to_rows(noise, rows.shape[1], rows.shape[2]).exp() * level
+        sound = (mask.square() * rows).mean(1, keepdim=True)
+        # What an open mask lets through is all the noise there is, so the ratio is that of the
+        # recording, not of the result.
+        ratio = local_mean(sound, _OPENING) / local_mean(
+            noise.mean(1, keepdim=True), _OPENING
+        ).clamp_min(1e-30)
+        opening = (10 * ratio.clamp_min(1e-3).log10() - _OPENS_DB) / (_OPEN_DB - _OPENS_DB)
+        mask = torch.lerp(mask, torch.ones_like(mask), opening.clamp(0, 1))
+        bins = power.shape[0]
+        return MaskEstimate(split_rows(mask[0], bins), split_rows(noise[0], bins))
+
+    def apply(self, waveform: Tensor, sample_rate: int) -> Tensor:
+        """Filter a recording.
+
+        Parameters
+        ----------
+        waveform : Tensor [shape=(L,) or (C, L)], float32 or float64
+        sample_rate : int >= 1, Hz
+
+        Returns
+        -------
+        Tensor
+            As `waveform` in shape and dtype.
+
+        Raises
+        ------
+        ValueError
+            If the shape is another, the recording shorter than half a window or not finite.
+        """
+        if waveform.ndim not in (1, 2):
+            raise ValueError(
+                f"waveform must have shape (L,) or (C, L), got {tuple(waveform.shape)}"
+            )
+        channels = waveform if waveform.ndim == 2 else waveform[None]
+        blocks = self.stream(
+            lambda start, stop: channels[:, start:stop], channels.shape[1], sample_rate
+        )
+        return torch.cat(list(blocks), 1).reshape(waveform.shape)
+
+    def stream(
+        self, read: Callable[[int, int], Tensor], length: int, sample_rate: int
+    ) -> Iterator[Tensor]:
+        """Filter a recording of any length in bounded memory.
+
+        Parameters
+        ----------
+        read : callable
+            ``read(start, stop)`` gives samples start..stop as a Tensor [shape=(C, stop − start)].
+        length : int
+            Samples of the recording.
+        sample_rate : int >= 1, Hz
+
+        Yields
+        ------
+        Tensor [shape=(C, n)]
+            The next n samples, the same as if the whole were filtered at once.
+        """
+        if sample_rate < 1:
+            raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
+        transform = self.transform(sample_rate)
+        if length < transform.shortest:
+            raise ValueError(
+                f"the recording has {length} samples, fewer than the {transform.shortest} that "
+                f"the learnt mask needs at {sample_rate} Hz"
+            )
+        hop = transform.hop_length
+        # Even, for the network's stride; whole windows more, for the mirrored ends.
+        context = REACH + 2 * LOCAL + 2 * _OPENING + 2
+        context = hop * (context + context % 2 + 4)
+        block = hop * _BLOCK
+        for start in range(0, length, block):
+            stop = min(length, start + block)
+            if length - stop < transform.n_fft:  # no block shorter than a window at the end
+                stop = length
+            first, last = max(0, start - context), min(length, stop + context)
+            noisy = read(first, last)
+            if not noisy.isfinite().all():
+                raise ValueError("the recording holds samples that are not finite numbers")
+            yield self._filter(noisy, transform)[:, start - first : stop - first]
+            if stop == length:
+                return
+
+    def _filter(self, noisy: Tensor, transform: Stft) -> Tensor:
+        loudest = float(noisy.abs().max())
+        if loudest == 0:
+            return noisy.clone()
+        # Squares of very loud or very quiet samples would leave the range of float32. A power of
+        # two changes no digit.
+        scale = 2.0 ** math.frexp(loudest)[1]
+        spectrum = transform(noisy / scale)
+        gain = self.estimate(spectrum.abs().square().mean(0).float()).gain
+        return transform.inverse(spectrum * gain, noisy.shape[1]) * scale
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all numbers, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _to_rows(noise: Tensor, rows: int, frames: int) -> Tensor:
+    """From the noise's grid (B, H', T') to (B, rows, T), linearly."""
+    fine = F.interpolate(noise[:, None], scale_factor=(NOISE_ROWS, NOISE_FRAMES), mode="bilinear")
+    return fine[:, 0, :rows, :frames]
