@@ -1,6 +1,6 @@
-// The output (the formula is in tap_conv.cpp) and, with transposed matrices and the flipped kernel, the input's
-// gradient. Two layouts of
-// rows and register tiles, for the two memory formats of tensors; what apply() does with either is the same.
+// The output (the formula is in tap_conv.cpp) and, with transposed matrices and the flipped kernel, the
+// input's gradient. Two layouts of rows and register tiles, for the two memory formats of tensors; what
+// apply() does with either is the same.
 #pragma once
 #include "rows.h"
 
@@ -57,27 +57,27 @@ struct SeriesTile {
   static void run(const Arguments& a) {
     using V = typename T::V;
     V acc[M][N];
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < N; ++n) acc[m][n] = a.bias ? a.bias[m] - V{} : V{};
+    UNROLLED_FOR (m, M)
+      UNROLLED_FOR (n, N) acc[m][n] = a.bias ? a.bias[m] - V{} : V{};
     for (int64_t i = 0; i < a.n_mixes; ++i)
-      for (int m = 0; m < M; ++m)
-        for (int n = 0; n < N; ++n)
+      UNROLLED_FOR (m, M)
+        UNROLLED_FOR (n, N)
           acc[m][n] += a.mixes[i].value * load<V>(a.mixes[i].row + m * a.mix_stride + n * T::lanes);
     for (int64_t j = 0; j < a.n_taps; ++j) {
       const auto* w = a.taps[j].weight;  // [offset][M][pair]
       for (int64_t q = 0; q < a.n_offsets; ++q, w += M * T::pair) {
         const auto* x = a.taps[j].row + a.offsets[q];
         decltype(T::read(x)) xs[N];
-        for (int n = 0; n < N; ++n) xs[n] = T::read(x + n * T::lanes * T::pair);
-        for (int m = 0; m < M; ++m) {
+        UNROLLED_FOR (n, N) xs[n] = T::read(x + n * T::lanes * T::pair);
+        UNROLLED_FOR (m, M) {
           const auto wm = T::broadcast(w + m * T::pair);
-          for (int n = 0; n < N; ++n) acc[m][n] = T::madd(acc[m][n], wm, xs[n]);
+          UNROLLED_FOR (n, N) acc[m][n] = T::madd(acc[m][n], wm, xs[n]);
         }
       }
     }
     auto* dst = static_cast<typename T::Acc*>(a.dst);
-    for (int m = 0; m < M; ++m)
-      for (int n = 0; n < N; ++n) std::memcpy(dst + m * a.dst_stride + n * T::lanes, &acc[m][n], sizeof(V));
+    UNROLLED_FOR (m, M)
+      UNROLLED_FOR (n, N) std::memcpy(dst + m * a.dst_stride + n * T::lanes, &acc[m][n], sizeof(V));
   }
 };
 
@@ -92,11 +92,11 @@ struct FramesTile {
   static void run(const Arguments& a) {
     using V = typename T::V;
     V acc[N][M];
-    for (int n = 0; n < N; ++n)
-      for (int m = 0; m < M; ++m) acc[n][m] = a.bias ? load<V>(a.bias + m * T::lanes) : V{};
+    UNROLLED_FOR (n, N)
+      UNROLLED_FOR (m, M) acc[n][m] = a.bias ? load<V>(a.bias + m * T::lanes) : V{};
     for (int64_t i = 0; i < a.n_mixes; ++i)
-      for (int n = 0; n < N; ++n)
-        for (int m = 0; m < M; ++m)
+      UNROLLED_FOR (n, N)
+        UNROLLED_FOR (m, M)
           acc[n][m] += a.mixes[i].value * load<V>(a.mixes[i].row + n * a.mix_stride + m * T::lanes);
     const int64_t width = a.width, third = 3 * width;
     for (int64_t j = 0; j < a.n_taps; ++j) {
@@ -105,16 +105,16 @@ struct FramesTile {
         const auto* x = a.taps[j].row + a.offsets[k];
         for (const auto* end = x + width; x != end; x += T::pair, w += M * T::lanes * T::pair) {
           decltype(T::read(w)) ws[M];
-          for (int m = 0; m < M; ++m) ws[m] = T::read(w + m * T::lanes * T::pair);
-          for (int n = 0; n < N; ++n) {
+          UNROLLED_FOR (m, M) ws[m] = T::read(w + m * T::lanes * T::pair);
+          UNROLLED_FOR (n, N) {
             const auto xn = T::broadcast(x + n / 3 * third + n % 3 * width);
-            for (int m = 0; m < M; ++m) acc[n][m] = T::madd(acc[n][m], ws[m], xn);
+            UNROLLED_FOR (m, M) acc[n][m] = T::madd(acc[n][m], ws[m], xn);
           }
         }
       }
     }
-    for (int n = 0; n < N; ++n)
-      for (int m = 0; m < M; ++m) {
+    UNROLLED_FOR (n, N)
+      UNROLLED_FOR (m, M) {
         const int64_t at = n * a.dst_stride + m * T::lanes;
         auto* result = static_cast<typename T::Store*>(a.dst) + at;
         if (a.write == Write::kSums)
@@ -210,23 +210,21 @@ struct Series {
   }  // tiles write sums, which write() takes to the caller's tensor
   bool past_cache() const { return c.dst_stride[3] == 1 && goes_past_cache<S>(c, c.dst_stride[1], block); }
   void write(const Acc* sums, int64_t here, bool past_cache, const Target<S>& to) const {
-    if constexpr (sizeof(S) == sizeof(Store)) {
-      if (to.time_stride == 1) {
-        const int64_t whole = here / lanes * lanes;
-        for (int64_t o = 0; o < c.out_channels; ++o) {
-          Store* at = reinterpret_cast<Store*>(to.dst + o * to.channel_stride);
-          for (int64_t t = 0; t < whole; t += lanes) {
-            const auto v = load<typename T::V>(sums + o * block + t);
+    if (to.time_stride == 1) {
+      for (int64_t o = 0; o < c.out_channels; ++o, sums += block) {
+        S* at = to.dst + o * to.channel_stride;
+        int64_t t = 0;
+        if constexpr (sizeof(S) == sizeof(Store))
+          for (; t + lanes <= here; t += lanes) {
+            const auto v = load<typename T::V>(sums + t);
             if (past_cache)
-              write_past_cache<T>(at + t, v);
+              write_past_cache<T>(reinterpret_cast<Store*>(at + t), v);
             else
-              T::narrow(at + t, v);
+              T::narrow(reinterpret_cast<Store*>(at + t), v);
           }
-          for (int64_t t = whole; t < here; ++t)
-            to.dst[o * to.channel_stride + t] = static_cast<S>(sums[o * block + t]);
-        }
-        return;
+        for (; t < here; ++t) at[t] = static_cast<S>(sums[t]);
       }
+      return;
     }
     if constexpr (std::is_same_v<S, Acc>) {
       if (to.channel_stride == 1)

@@ -35,10 +35,10 @@ struct GradTile {
       const auto* row = a.pairs[i].row;
       const auto add = [&](auto read) {
         decltype(T::read(grad)) gs[M];
-        for (int m = 0; m < M; ++m) gs[m] = T::read(grad + m * T::lanes * T::pair);
-        for (int n = 0; n < N; ++n) {
+        UNROLLED_FOR (m, M) gs[m] = T::read(grad + m * T::lanes * T::pair);
+        UNROLLED_FOR (n, N) {
           const auto x = read(row + a.offsets[n]);
-          for (int m = 0; m < M; ++m) acc[n][m] = T::madd(acc[n][m], gs[m], x);
+          UNROLLED_FOR (m, M) acc[n][m] = T::madd(acc[n][m], gs[m], x);
         }
       };
       for (int64_t t = 0; t < steps; ++t, grad += a.grad_step, row += a.row_step)
@@ -48,8 +48,8 @@ struct GradTile {
       if constexpr (T::pair == 2)
         if (a.frames % 2) add([](const auto* p) { return T::broadcast_first(p); });
     }
-    for (int n = 0; n < N; ++n)
-      for (int m = 0; m < M; ++m) {
+    UNROLLED_FOR (n, N)
+      UNROLLED_FOR (m, M) {
         auto* to = a.sums + n * a.sums_stride + m * T::lanes;
         const V sum = load<V>(to) + acc[n][m];
         std::memcpy(to, &sum, sizeof sum);

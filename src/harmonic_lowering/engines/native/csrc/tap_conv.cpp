@@ -74,8 +74,10 @@ int dispatch(const Call* c, bool needs_transposed, const F& compute) {
       return compute(double());
     case TAP_CONV_HALF:
       return compute(Half());
+#if defined(__AVX512BF16__)  // elsewhere stock calls are as fast
     case TAP_CONV_BFLOAT16:
       return compute(BFloat16());
+#endif
   }
   return TAP_CONV_NO_DTYPE;
 }

@@ -7,6 +7,12 @@
 #include <utility>
 
 #include "call.h"
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace {
 
@@ -45,6 +51,11 @@ class Arena {
     const int64_t fits = (most - size_) / static_cast<int64_t>(sizeof(T));
     size_ = count > fits ? most : size_ + round_up(count * static_cast<int64_t>(sizeof(T)), line);
     size_ = std::min(size_, most);
+#if defined(__SANITIZE_ADDRESS__)
+    if (at)
+      ASAN_POISON_MEMORY_REGION(at + count * sizeof(T), base_ + size_ + line - (at + count * sizeof(T)));
+    size_ += line;
+#endif
     return reinterpret_cast<T*>(at);
   }
   int64_t size() const { return size_; }
@@ -109,6 +120,9 @@ class Placed : public Things {
     Things::place(counting);
     block_ = pool.take(counting.size() + kLine);
     if (!block_.memory) return;
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(block_.memory, block_.size);
+#endif
     const auto at = reinterpret_cast<uintptr_t>(block_.memory);
     Arena placing(static_cast<char*>(block_.memory) + (kLine - at % kLine) % kLine);
     Things::place(placing);
@@ -151,7 +165,9 @@ TapConvStatus run_tasks(const Call& c, int64_t count, const Things& things, cons
     Placed<Things> mine(things);
     if (!mine.there()) failed = true;
     for (int64_t i; !failed && (i = next++) < count;) task(i, static_cast<Things&>(mine));
-    std::atomic_thread_fence(std::memory_order_seq_cst);  // writes past the cache are ordered by nothing else
+#if defined(__AVX512F__)
+    _mm_sfence();  // writes past the cache are ordered by nothing else
+#endif
   };
   on_threads(c, count, work);
   work();  // what is left, should the caller's threads have refused

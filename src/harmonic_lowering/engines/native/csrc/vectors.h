@@ -5,11 +5,15 @@
 
 #include "scalars.h"
 #include "tasks.h"
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
+#endif
+
+// Tiles live in registers only if every loop over their parts is unrolled, which clang does to few by itself.
+#if defined(__clang__)
+#define UNROLLED_FOR(i, n) _Pragma("clang loop unroll(full)") for (int i = 0; i < n; ++i)
+#else
+#define UNROLLED_FOR(i, n) _Pragma("GCC unroll 16") for (int i = 0; i < n; ++i)
 #endif
 
 namespace {
@@ -76,8 +80,6 @@ struct Pairs {  // bfloat16, summed in float
     _mm512_storeu_si512(pairs, _mm512_or_si512(wide(a), _mm512_slli_epi32(wide(b), 16)));
   }
 };
-#else
-using Pairs = Plain<float>;
 #endif
 
 template <class S>
@@ -88,10 +90,12 @@ template <>
 struct Compute<double> {
   using type = Plain<double>;
 };
+#if defined(__AVX512BF16__)
 template <>
 struct Compute<BFloat16> {
   using type = Pairs;
 };
+#endif
 
 // Large results are written past the cache: reading each line in order to overwrite it would double the
 // traffic.
