@@ -131,13 +131,14 @@ class Core:
             self.functions = {
                 name: getattr(library, name) for name in ("tap_conv_apply", "tap_conv_grad_weight")
             }
-            sizes = library.tap_conv_abi(), library.tap_conv_call_size()
-            library.tap_conv_instruction_set.restype = ctypes.c_char_p
-            self.instruction_set = library.tap_conv_instruction_set().decode()
+            interface = library.tap_conv_abi(), library.tap_conv_call_size()
+            instruction_set = library.tap_conv_instruction_set
         except AttributeError as error:
             raise OSError(f"it is another library: {error}") from error
-        if sizes != (ABI, ctypes.sizeof(Call)):
-            raise OSError(f"it has the interface {sizes}, not {(ABI, ctypes.sizeof(Call))}")
+        if interface != (ABI, ctypes.sizeof(Call)):
+            raise OSError(f"it has the interface {interface}, not {(ABI, ctypes.sizeof(Call))}")
+        instruction_set.restype = ctypes.c_char_p
+        self.instruction_set = instruction_set().decode()
         for function in self.functions.values():
             function.argtypes, function.restype = [ctypes.POINTER(Call)], ctypes.c_int
 
@@ -247,7 +248,8 @@ def cache_folder() -> Path:
 
 def built_name() -> str:
     """Return the name, less its digest, of a library built for this source and processor."""
-    return f"tap_conv-{source_digest(str(ABI), platform.machine(), _processor_flags() or platform.processor())}"
+    processor = _processor_flags() or platform.processor()
+    return f"tap_conv-{source_digest(str(ABI), platform.machine(), processor)}"
 
 
 def _candidates() -> Iterator[tuple[Path, str, str | None]]:
@@ -332,22 +334,25 @@ def _processor_flags() -> str:
 @lru_cache(maxsize=1)
 def _threads() -> _Threads | None:
     """Look up how torch lends its threads: its own function, or its OpenMP library's."""
-    name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(
+    gomp = ("GOMP_parallel",) if sys.platform == "linux" else ()
+    return _find_threads(("torch_parallel_for", *gomp))
+
+
+def _find_threads(names: tuple[str, ...]) -> _Threads | None:
+    file = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(
         sys.platform, "libtorch_cpu.so"
     )
-    # A symbol is searched for in a library and in what that library needs.
-    for path in (Path(torch.__file__).parent / "lib" / name, Path(torch._C.__file__)):
+    # A symbol is searched for in a library and in those that it needs.
+    for path in (Path(torch.__file__).parent / "lib" / file, Path(torch._C.__file__)):
         try:
             library = ctypes.CDLL(str(path))
         except OSError:
             continue
-        for function in ("torch_parallel_for", "GOMP_parallel"):
-            if function == "GOMP_parallel" and sys.platform != "linux":
-                continue
+        for name in names:
             try:
-                address = ctypes.cast(getattr(library, function), pointer).value
+                address = ctypes.cast(getattr(library, name), pointer).value
             except AttributeError:
                 continue
             if address:
-                return _Threads(function, address)
+                return _Threads(name, address)
     return None
