@@ -12,7 +12,7 @@ CORE_SOURCES := $(wildcard src/harmonic_lowering/engines/native/csrc/*.cpp src/h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench bench-peers bench-denoise native clean
+.PHONY: help demo test lint sanitize wheel bench bench-peers bench-denoise native clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -31,12 +31,40 @@ test: $(READY) native ## run every test
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses=8 --dist worksteal $(ARGS)
 
 lint: $(READY) ## check style, format and types
-	@echo "== ruff check, ruff format --check, mypy --strict"
+	@echo "== ruff check, ruff format --check, mypy --strict, clang-format"
 	@status=0; \
 	$(PY) -m ruff check --output-format=concise . || status=1; \
 	$(PY) -m ruff format --check . || status=1; \
 	$(PY) -m mypy --strict src || status=1; \
+	$(VENV)/bin/clang-format --dry-run -Werror $(CORE_SOURCES) tests/native_fuzz.cpp || status=1; \
 	exit $$status
+
+# GCC for Linux, where the floor of glibc 2.28 is checked; clang in zig for macOS and Windows.
+PLATFORMS ?= any linux-x86_64 linux-aarch64 macos-arm64 windows-x86_64
+wheel: $(READY) ## build the sdist and the wheels into dist, for every platform or PLATFORMS="..."
+	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt auditwheel hatchling ziglang
+	@rm -rf dist; $(PY) -m hatchling build -t sdist -d dist
+	@status=0; for platform in $(PLATFORMS); do \
+	  echo "== wheel: $$platform"; \
+	  HARMONIC_LOWERING_PLATFORM=$$platform $(PY) -m hatchling build -t wheel -d dist || \
+	    { echo "not built: $$platform"; status=1; }; \
+	done; \
+	for wheel in dist/*manylinux*.whl; do \
+	  $(PY) -m auditwheel show $$wheel | tr '\n' ' ' | grep -oE 'manylinux_2_(5|12|17|2[0-8])_[a-z0-9_]+' \
+	    || { echo "$$wheel needs a newer glibc than 2.28"; status=1; }; \
+	done; \
+	ls -l dist; echo "Built, not run: the wheels for other systems and processors than this one."; exit $$status
+
+# Random calls of the core beside plain loops: with what finds bad addresses, undefined behaviour and races.
+SANITIZED := build/sanitize
+CALLS ?= 3000
+sanitize: ## run the native core under the address, undefined-behaviour and thread sanitizers
+	@mkdir -p $(SANITIZED)
+	@for kind in address,undefined thread; do \
+	  echo "== native core: -fsanitize=$$kind"; \
+	  $${CXX:-c++} -std=c++17 -O1 -g -march=native -fno-sanitize-recover=all -fsanitize=$$kind -pthread \
+	    tests/native_fuzz.cpp -o $(SANITIZED)/$$kind && $(SANITIZED)/$$kind $(CALLS) || exit 1; \
+	done
 
 bench: $(READY) native ## time the layer against its peers; needs a quiet machine
 	@$(PY) -m benchmarks $(ARGS)
