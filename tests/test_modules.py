@@ -15,6 +15,8 @@ from torch.func import functional_call, jvp, vmap
 
 from harmonic_lowering import (
     DeadTapWarning,
+    FrequencyTapConv2d,
+    FrequencyTaps,
     HarmonicConv2d,
     HarmonicLowering,
     LogHarmonicConv2d,
@@ -30,6 +32,9 @@ LAYERS = {
     "groups": lambda **kw: HarmonicConv2d(4, 6, 3, groups=2, padding="same", **kw),
     "log": lambda **kw: LogHarmonicConv2d(4, 6, 3, padding=1, bins_per_octave=4.5, **kw),
     "shifts": lambda **kw: LogHarmonicConv2d(4, 6, (3, 3), shifts=(-2, 0, 5), **kw),
+    "time first": lambda **kw: HarmonicConv2d(
+        4, 6, (2, 3), stride=(2, 1), padding=(1, 0), anchor=(1, 2), freq_dim=-1, **kw
+    ),
 }
 
 
@@ -180,6 +185,106 @@ def test_the_choice_of_engine_can_be_asked_for(layer, x):
     assert choice.reason
     named = HarmonicConv2d(4, 6, 3, engine="reference").engine_for(x)
     assert named.engine == "reference"
+
+
+# -------------------------------------------------------------------- (batch, channel, time, freq)
+
+
+def swap(value):
+    """Turn (freq, time) round: the axes of a tensor, or a pair."""
+    return value.transpose(-1, -2) if isinstance(value, torch.Tensor) else value[::-1]
+
+
+TIME_FIRST = {
+    "one anchor": (HarmonicConv2d, {"anchor": 2, "origin": 1}),
+    "several anchors": (HarmonicConv2d, {"anchor": (1, 3)}),
+    "log": (LogHarmonicConv2d, {"bins_per_octave": 4.5}),
+    "taps": (FrequencyTapConv2d, {"taps": FrequencyTaps((1, 2, 0.5), (0, 1, -2))}),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "native", "blocked", "lowering", "reference"])
+@pytest.mark.parametrize("name", TIME_FIRST)
+def test_time_before_frequency_is_the_transposed_layer(name, engine, x):
+    layer, choices = TIME_FIRST[name]
+    given = {"kernel_size": (3, 2), "stride": (2, 3), "padding": (0, 1), "dilation": (1, 2)}
+    twin = layer(4, 6, **given, groups=2, engine=engine, **choices)
+    turned = {key: swap(pair) for key, pair in given.items()}
+    time_first = layer(4, 6, **turned, groups=2, engine=engine, freq_dim=-1, **choices)
+    twin.load_state_dict(
+        {k: swap(v) if k == "weight" else v for k, v in time_first.state_dict().items()}
+    )
+    x = x.requires_grad_()
+    ours, theirs = time_first(swap(x)), swap(twin(x))
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(time_first(swap(x)[0]), ours[0])
+    ours_x, ours_w = torch.autograd.grad(ours.square().sum(), (x, time_first.weight))
+    theirs_x, theirs_w = torch.autograd.grad(theirs.square().sum(), (x, twin.weight))
+    torch.testing.assert_close(ours_x, theirs_x)
+    torch.testing.assert_close(ours_w, swap(theirs_w))
+    assert time_first.engine_for(swap(x)) == twin.engine_for(x)
+
+
+def test_time_first_has_exact_gradients_of_every_order():
+    layer = HarmonicConv2d(
+        2, 2, (2, 3), (2, 1), (1, 0), anchor=(1, 2), freq_dim=-1, dtype=torch.float64
+    )
+    x = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+
+    def call(x, weight, bias, anchor_weight):
+        parameters = {"weight": weight, "bias": bias, "anchor_weight": anchor_weight}
+        return functional_call(layer, parameters, (x,))
+
+    inputs = (x, layer.weight, layer.bias, layer.anchor_weight)
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("freq_dim", [-2, -1])
+def test_weights_and_arguments_are_conv2ds_on_either_axis(freq_dim, x):
+    """Rows at neighbouring bins are Conv2d's: everything but the taps must agree."""
+    size, padding = ((3, 2), (1, 2)) if freq_dim == -2 else ((2, 3), (2, 1))
+    stride = (1, 2) if freq_dim == -2 else (2, 1)
+    conv = nn.Conv2d(4, 6, size, stride, padding, groups=2)
+    along_time = (0, 2) if freq_dim == -2 else (2, 0)
+    layer = LogHarmonicConv2d(
+        4, 6, size, stride, along_time, groups=2, shifts=(-1, 0, 1), freq_dim=freq_dim
+    )
+    layer.load_state_dict(conv.state_dict())
+    for layout in (x, x.to(memory_format=torch.channels_last)):
+        y, expected = layer(layout), conv(layout)
+        torch.testing.assert_close(y, expected)
+        assert y.stride() == expected.stride()
+    assert layer(x[0]).stride() == conv(x[0]).stride()
+
+
+def test_lowering_with_time_before_frequency(x):
+    for layer, choices in (
+        (HarmonicLowering, {"n_harmonics": 3, "anchor": 2}),
+        (LogHarmonicLowering, {"shifts": (-1, 0, 2.5)}),
+    ):
+        turned = layer(freq_dim=-1, **choices)
+        assert torch.equal(turned(swap(x)), swap(layer(**choices)(x)))
+        assert repr(turned).endswith(", freq_dim=-1)")
+
+
+def test_time_first_is_told_what_does_not_fit():
+    for wrong in (0, 1, 2, -3, True, "time", None, 2.0):
+        with pytest.raises(ValueError, match=r"freq_dim must be -2, for inputs .* or -1, for"):
+            HarmonicConv2d(1, 1, 3, freq_dim=wrong)
+        with pytest.raises(ValueError, match="freq_dim must be -2"):
+            HarmonicLowering(3, freq_dim=wrong)
+    order = r"with freq_dim=-1 give them as \(time, freq\)"
+    with pytest.raises(ValueError, match=f"padding along frequency must be 0.*{order}"):
+        HarmonicConv2d(1, 1, 3, padding=(0, 1), freq_dim=-1)
+    with pytest.raises(ValueError, match=f"harmonics must have one entry.*{order}"):
+        HarmonicConv2d(1, 1, (2, 3), harmonics=(1, 2), freq_dim=-1)
+    with pytest.raises(ValueError, match=r"for each of the 2 taps, got 3 rows: use .*=\(4, 2\)"):
+        FrequencyTapConv2d(1, 1, (4, 3), taps=FrequencyTaps((1, 2), (0, 0)), freq_dim=-1)
+    with pytest.raises(ValueError, match=r"needs an input \(batch, 1, time, freq\), got .*5, 9"):
+        HarmonicConv2d(1, 1, 3, freq_dim=-1)(torch.randn(1, 2, 5, 9))
+    with pytest.raises(TypeError, match=r"input must be a torch.Tensor, got ndarray"):
+        HarmonicConv2d(1, 1, 3, freq_dim=-1)(np.zeros((1, 1, 5, 9)))
 
 
 # -------------------------------------------------------------------- dtypes and devices
@@ -479,7 +584,7 @@ def test_jit_trace_runs_at_another_length(engine):
     torch.testing.assert_close(traced(longer), layer(longer))
 
 
-@pytest.mark.parametrize("name", ["harmonic", "anchors", "shifts"])
+@pytest.mark.parametrize("name", ["harmonic", "anchors", "shifts", "time first"])
 def test_onnx_runs_at_another_length(name, x, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
