@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+import pickle
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -335,6 +336,102 @@ def test_an_accelerator_computes_the_same(layer, x):
     torch.testing.assert_close(on_gpu.weight.grad.cpu(), layer.weight.grad, rtol=1e-3, atol=1e-2)
 
 
+# -------------------------------------------------------------------- attributes
+
+
+CHANGES = {
+    "stride": [(2, 3), 2],
+    "padding": [1, (0, 2), "valid"],
+    "dilation": [2, (1, 3)],
+    "groups": [2],
+    "engine": ["lowering", "reference"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n in CHANGES for v in CHANGES[n]])
+def test_an_attribute_that_changes_takes_effect(name, value):
+    x = torch.randn(1, 2, 9, 14)
+    layer = HarmonicConv2d(4, 6, (3, 2), anchor=2)
+    built = HarmonicConv2d(4, 6, (3, 2), anchor=2, **{name: value})
+    setattr(layer, name, value)
+    assert getattr(layer, name) == getattr(built, name)
+    assert repr(layer) == repr(built)
+    weight, bias = torch.randn(6, 2, 3, 2), torch.randn(6)
+    x = torch.randn(1, 2 * layer.groups, 9, 14)
+    parameters = {"weight": weight, "bias": bias}
+    if name != "groups":
+        parameters, x = built.state_dict(), torch.randn(1, 4, 9, 14)
+    assert torch.equal(
+        functional_call(layer, parameters, (x,)), functional_call(built, parameters, (x,))
+    )
+
+
+def test_pairs_that_change_are_in_the_order_of_the_axes():
+    layer = HarmonicConv2d(1, 1, 3, freq_dim=-1)
+    layer.stride, layer.padding, layer.dilation = (3, 1), 2, 2
+    assert (layer.stride, layer.padding, layer.dilation) == ((3, 1), (2, 0), (2, 1))
+    assert layer(torch.randn(1, 1, 20, 9)).shape == (1, 1, 7, 9)
+    with pytest.raises(ValueError, match=r"padding along frequency must be 0"):
+        layer.padding = (0, 1)
+    assert layer.padding == (2, 0)
+
+
+READ_ONLY = {
+    "taps": FrequencyTaps((1, 2, 3), (0, 0, 0)),
+    "kernel_size": (3, 5),
+    "padding_mode": "reflect",
+    "anchor": 3,
+    "harmonics": (1, 2, 3),
+    "origin": 1,
+    "interpolation": "nearest",
+    "freq_dim": -1,
+}
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_what_chooses_the_taps_is_read_only(name):
+    layer = HarmonicConv2d(1, 1, 3, anchor=2)
+    before = repr(layer), getattr(layer, name)
+    with pytest.raises(AttributeError, match=rf"{name} is read-only.*load_state_dict"):
+        setattr(layer, name, READ_ONLY[name])
+    assert (repr(layer), getattr(layer, name)) == before
+
+
+def test_the_resolution_of_a_log_layer_is_read_only():
+    layer = LogHarmonicConv2d(1, 1, 3, bins_per_octave=12)
+    for name, value in (("bins_per_octave", 24), ("shifts", (0, 1, 2))):
+        with pytest.raises(AttributeError, match=f"{name} is read-only"):
+            setattr(layer, name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stride", 0, "stride must be >= 1"),
+        ("padding", (1, 1), "padding along frequency must be 0"),
+        ("dilation", "two", "dilation must be an int"),
+        ("groups", 1.5, "groups must be an int"),
+        ("engine", "fast", "engine must be 'auto' or one of"),
+    ],
+)
+def test_an_attribute_that_does_not_fit_is_refused_and_changes_nothing(name, value, message):
+    layer = HarmonicConv2d(1, 1, 3)
+    before, x = repr(layer), torch.randn(1, 1, 9, 9)
+    expected = layer(x)
+    with pytest.raises(ValueError, match=message):
+        setattr(layer, name, value)
+    assert repr(layer) == before
+    assert torch.equal(layer(x), expected)
+
+
+def test_other_attributes_are_free():
+    layer = HarmonicConv2d(1, 1, 3)
+    layer.note = "mine"
+    layer.weight = nn.Parameter(torch.zeros(1, 1, 3, 3))
+    layer.bias = None
+    assert not layer(torch.randn(1, 1, 9, 9)).any()
+
+
 # -------------------------------------------------------------------- saving and copying
 
 
@@ -342,13 +439,25 @@ def test_pickle_deepcopy_and_state_dict(layer, x):
     buffer = io.BytesIO()
     torch.save(layer, buffer)
     buffer.seek(0)
-    for twin in (copy.deepcopy(layer), torch.load(buffer, weights_only=False)):
+    copies = (copy.deepcopy(layer), copy.copy(layer), torch.load(buffer, weights_only=False))
+    for twin in (*copies, pickle.loads(pickle.dumps(layer))):
         assert torch.equal(twin(x), layer(x))
+        assert repr(twin) == repr(layer)
+        with pytest.raises(AttributeError, match="anchor is read-only"):
+            twin.anchor = 5
     other = copy.deepcopy(layer)
     other.reset_parameters()
     assert not torch.equal(other(x), layer(x))
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))
+
+
+def test_copies_change_apart(x):
+    layer = HarmonicConv2d(4, 6, 3, anchor=2)
+    for twin in (copy.deepcopy(layer), copy.copy(layer)):
+        twin.stride = (1, 2)
+        assert layer.stride == (1, 1)
+        assert torch.equal(twin(x), layer(x)[..., ::2])
 
 
 def test_conv2d_checkpoints_load_and_are_loaded():
@@ -429,6 +538,52 @@ def test_plans_made_inside_transforms_do_not_leak():
         run(layer, x)
         layer(x.requires_grad_()).sum().backward()
         assert x.grad.shape == x.shape
+
+
+class Around(nn.Module):
+    """A layer in a network that tools take apart."""
+
+    def __init__(self, layer, channels=6):
+        super().__init__()
+        self.layer = layer
+        self.lowering = HarmonicLowering(2, freq_dim=getattr(layer, "freq_dim", -2))
+        self.out = nn.Conv2d(2 * channels, 1, 1)
+
+    def forward(self, x):
+        return self.out(self.lowering(torch.relu(self.layer(x))))
+
+
+@pytest.mark.parametrize("engine", ["auto", "lowering"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_fx_traces_it(name, engine, x):
+    network = Around(LAYERS[name](engine=engine))
+    traced = torch.fx.symbolic_trace(network)
+    called = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
+    assert {"_convolve_recorded", "_lower_recorded"} <= set(called)
+    again = pickle.loads(pickle.dumps(traced))
+    for graph in (traced, copy.deepcopy(traced), again):
+        for input in (x, x[..., :9], x[0]):
+            assert torch.equal(graph(input), network(input))
+    again(x).square().sum().backward()
+    network(x).square().sum().backward()
+    assert torch.equal(again.layer.weight.grad, network.layer.weight.grad)
+    traced.layer.weight.data.zero_()  # parameters stay those of the network
+    assert not network.layer.weight.any()
+
+
+def test_a_traced_graph_compiles_to_one_graph(x):
+    network = Around(LAYERS["anchors"]())
+    torch._dynamo.reset()
+    traced = torch.fx.symbolic_trace(network)
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), network(x))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_torchscript_is_refused_with_a_sentence(layer):
+    for module in (layer, Around(layer), HarmonicLowering(2)):
+        with pytest.raises(NotImplementedError, match=r"torch.jit.script cannot .* torch.export"):
+            torch.jit.script(module)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, "lowering", "log lowering"])
