@@ -70,7 +70,7 @@ class Lost:
 
 
 Known = Axis | Lost | None
-"""None: the tensor does not depend on the input's frequencies (a parameter, say)."""
+"""None: the tensor says nothing of single frequencies: a parameter, or a mean over all bins."""
 
 
 def follow(
@@ -234,9 +234,6 @@ def _pointwise(call: _Call) -> Known:
             -known.dim > tensor.ndim or (tensor.shape[known.dim] == 1 and shape[known.dim] > 1)
         ):
             continue  # one number for all bins
-        # what is lost by averaging over bins says nothing of them: squeeze and excite
-        if isinstance(known, Lost) and tensor.numel() < call.outputs[0].numel():
-            continue
         axes.append((known, tensor.shape[known.dim] if isinstance(known, Axis) else 1))
     return call.agreed(axes)
 
@@ -268,7 +265,7 @@ def _reduce(call: _Call, axis: Axis) -> Known:
     dims = given if isinstance(given, (tuple, list)) else [] if given is None else [given]
     gone = {_from_last(dim, ndim) for dim in dims} or set(range(-ndim, 0))
     if axis.dim in gone:
-        return Lost(f"{call.name} takes all bins together")
+        return None
     if call.outputs[0].ndim == ndim:
         return axis
     return replace(axis, dim=axis.dim + sum(dim > axis.dim for dim in gone))
@@ -384,7 +381,7 @@ def _adaptive_pool(call: _Call, axis: Axis) -> Known:
     n_bins, n_out = call.tensors[0].shape[axis.dim], call.outputs[0].shape[axis.dim]
     factor, rest = divmod(n_bins, n_out)
     if n_out == 1 and n_bins > 1:
-        return Lost(f"{call.name} takes all bins together")
+        return None
     if rest:
         return Lost(f"{call.name} makes {n_out} bins of {n_bins}, of unequal widths")
     return axis.windowed(Fraction(factor - 1, 2), factor)

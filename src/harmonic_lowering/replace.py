@@ -298,7 +298,7 @@ class _Plan:
         if dilation != 1 and not self._takes("shifts"):
             hint = ""
             if issubclass(self.layer, HarmonicConv2d):
-                hint = ": on a logarithmic axis that is LogHarmonicConv2d with shifts, see layer="
+                hint = ": on a logarithmic axis layer=LogHarmonicConv2d computes the same"
             return f"it is dilated along frequency (by {dilation}){hint}"
         if dilation == 1 and self._lacks_resolution(axis.dim):
             return "it is not dilated: to swap it give bins_per_octave= or shifts="
@@ -333,6 +333,12 @@ class _Plan:
             arguments["origin"] = axis.origin
         if axis.dim != -2:
             arguments["freq_dim"] = axis.dim
+        for name in ("origin", "freq_dim"):
+            if name in arguments and not self._takes(name):
+                raise ValueError(
+                    f"{self.layer.__name__} has no {name}, and a layer needs "
+                    f"{name}={arguments[name]}: use HarmonicConv2d or LogHarmonicConv2d"
+                )
         twin = self._build(conv, axis.dim, arguments, "meta")  # draws no random numbers
         own = {name: parameter.shape for name, parameter in twin.named_parameters()}
         shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
