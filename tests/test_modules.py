@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+import pickle
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch.func import functional_call, jvp, vmap
 
 from harmonic_lowering import (
     DeadTapWarning,
+    FrequencyTapConv2d,
+    FrequencyTaps,
     HarmonicConv2d,
     HarmonicLowering,
     LogHarmonicConv2d,
@@ -30,6 +33,9 @@ LAYERS = {
     "groups": lambda **kw: HarmonicConv2d(4, 6, 3, groups=2, padding="same", **kw),
     "log": lambda **kw: LogHarmonicConv2d(4, 6, 3, padding=1, bins_per_octave=4.5, **kw),
     "shifts": lambda **kw: LogHarmonicConv2d(4, 6, (3, 3), shifts=(-2, 0, 5), **kw),
+    "time first": lambda **kw: HarmonicConv2d(
+        4, 6, (2, 3), stride=(2, 1), padding=(1, 0), anchor=(1, 2), freq_dim=-1, **kw
+    ),
 }
 
 
@@ -182,6 +188,106 @@ def test_the_choice_of_engine_can_be_asked_for(layer, x):
     assert named.engine == "reference"
 
 
+# -------------------------------------------------------------------- (batch, channel, time, freq)
+
+
+def swap(value):
+    """Turn (freq, time) round: the axes of a tensor, or a pair."""
+    return value.transpose(-1, -2) if isinstance(value, torch.Tensor) else value[::-1]
+
+
+TIME_FIRST = {
+    "one anchor": (HarmonicConv2d, {"anchor": 2, "origin": 1}),
+    "several anchors": (HarmonicConv2d, {"anchor": (1, 3)}),
+    "log": (LogHarmonicConv2d, {"bins_per_octave": 4.5}),
+    "taps": (FrequencyTapConv2d, {"taps": FrequencyTaps((1, 2, 0.5), (0, 1, -2))}),
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "native", "blocked", "lowering", "reference"])
+@pytest.mark.parametrize("name", TIME_FIRST)
+def test_time_before_frequency_is_the_transposed_layer(name, engine, x):
+    layer, choices = TIME_FIRST[name]
+    given = {"kernel_size": (3, 2), "stride": (2, 3), "padding": (0, 1), "dilation": (1, 2)}
+    twin = layer(4, 6, **given, groups=2, engine=engine, **choices)
+    turned = {key: swap(pair) for key, pair in given.items()}
+    time_first = layer(4, 6, **turned, groups=2, engine=engine, freq_dim=-1, **choices)
+    twin.load_state_dict(
+        {k: swap(v) if k == "weight" else v for k, v in time_first.state_dict().items()}
+    )
+    x = x.requires_grad_()
+    ours, theirs = time_first(swap(x)), swap(twin(x))
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(time_first(swap(x)[0]), ours[0])
+    ours_x, ours_w = torch.autograd.grad(ours.square().sum(), (x, time_first.weight))
+    theirs_x, theirs_w = torch.autograd.grad(theirs.square().sum(), (x, twin.weight))
+    torch.testing.assert_close(ours_x, theirs_x)
+    torch.testing.assert_close(ours_w, swap(theirs_w))
+    assert time_first.engine_for(swap(x)) == twin.engine_for(x)
+
+
+def test_time_first_has_exact_gradients_of_every_order():
+    layer = HarmonicConv2d(
+        2, 2, (2, 3), (2, 1), (1, 0), anchor=(1, 2), freq_dim=-1, dtype=torch.float64
+    )
+    x = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+
+    def call(x, weight, bias, anchor_weight):
+        parameters = {"weight": weight, "bias": bias, "anchor_weight": anchor_weight}
+        return functional_call(layer, parameters, (x,))
+
+    inputs = (x, layer.weight, layer.bias, layer.anchor_weight)
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("freq_dim", [-2, -1])
+def test_weights_and_arguments_are_conv2ds_on_either_axis(freq_dim, x):
+    """Rows at neighbouring bins are Conv2d's: everything but the taps must agree."""
+    size, padding = ((3, 2), (1, 2)) if freq_dim == -2 else ((2, 3), (2, 1))
+    stride = (1, 2) if freq_dim == -2 else (2, 1)
+    conv = nn.Conv2d(4, 6, size, stride, padding, groups=2)
+    along_time = (0, 2) if freq_dim == -2 else (2, 0)
+    layer = LogHarmonicConv2d(
+        4, 6, size, stride, along_time, groups=2, shifts=(-1, 0, 1), freq_dim=freq_dim
+    )
+    layer.load_state_dict(conv.state_dict())
+    for layout in (x, x.to(memory_format=torch.channels_last)):
+        y, expected = layer(layout), conv(layout)
+        torch.testing.assert_close(y, expected)
+        assert y.stride() == expected.stride()
+    assert layer(x[0]).stride() == conv(x[0]).stride()
+
+
+def test_lowering_with_time_before_frequency(x):
+    for layer, choices in (
+        (HarmonicLowering, {"n_harmonics": 3, "anchor": 2}),
+        (LogHarmonicLowering, {"shifts": (-1, 0, 2.5)}),
+    ):
+        turned = layer(freq_dim=-1, **choices)
+        assert torch.equal(turned(swap(x)), swap(layer(**choices)(x)))
+        assert repr(turned).endswith(", freq_dim=-1)")
+
+
+def test_time_first_is_told_what_does_not_fit():
+    for wrong in (0, 1, 2, -3, True, "time", None, 2.0):
+        with pytest.raises(ValueError, match=r"freq_dim must be -2, for inputs .* or -1, for"):
+            HarmonicConv2d(1, 1, 3, freq_dim=wrong)
+        with pytest.raises(ValueError, match="freq_dim must be -2"):
+            HarmonicLowering(3, freq_dim=wrong)
+    order = r"with freq_dim=-1 give them as \(time, freq\)"
+    with pytest.raises(ValueError, match=f"padding along frequency must be 0.*{order}"):
+        HarmonicConv2d(1, 1, 3, padding=(0, 1), freq_dim=-1)
+    with pytest.raises(ValueError, match=f"harmonics must have one entry.*{order}"):
+        HarmonicConv2d(1, 1, (2, 3), harmonics=(1, 2), freq_dim=-1)
+    with pytest.raises(ValueError, match=r"for each of the 2 taps, got 3 rows: use .*=\(4, 2\)"):
+        FrequencyTapConv2d(1, 1, (4, 3), taps=FrequencyTaps((1, 2), (0, 0)), freq_dim=-1)
+    with pytest.raises(ValueError, match=r"needs an input \(batch, 1, time, freq\), got .*5, 9"):
+        HarmonicConv2d(1, 1, 3, freq_dim=-1)(torch.randn(1, 2, 5, 9))
+    with pytest.raises(TypeError, match=r"input must be a torch.Tensor, got ndarray"):
+        HarmonicConv2d(1, 1, 3, freq_dim=-1)(np.zeros((1, 1, 5, 9)))
+
+
 # -------------------------------------------------------------------- dtypes and devices
 
 
@@ -230,6 +336,102 @@ def test_an_accelerator_computes_the_same(layer, x):
     torch.testing.assert_close(on_gpu.weight.grad.cpu(), layer.weight.grad, rtol=1e-3, atol=1e-2)
 
 
+# -------------------------------------------------------------------- attributes
+
+
+CHANGES = {
+    "stride": [(2, 3), 2],
+    "padding": [1, (0, 2), "valid"],
+    "dilation": [2, (1, 3)],
+    "groups": [2],
+    "engine": ["lowering", "reference"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n in CHANGES for v in CHANGES[n]])
+def test_an_attribute_that_changes_takes_effect(name, value):
+    x = torch.randn(1, 2, 9, 14)
+    layer = HarmonicConv2d(4, 6, (3, 2), anchor=2)
+    built = HarmonicConv2d(4, 6, (3, 2), anchor=2, **{name: value})
+    setattr(layer, name, value)
+    assert getattr(layer, name) == getattr(built, name)
+    assert repr(layer) == repr(built)
+    weight, bias = torch.randn(6, 2, 3, 2), torch.randn(6)
+    x = torch.randn(1, 2 * layer.groups, 9, 14)
+    parameters = {"weight": weight, "bias": bias}
+    if name != "groups":
+        parameters, x = built.state_dict(), torch.randn(1, 4, 9, 14)
+    assert torch.equal(
+        functional_call(layer, parameters, (x,)), functional_call(built, parameters, (x,))
+    )
+
+
+def test_pairs_that_change_are_in_the_order_of_the_axes():
+    layer = HarmonicConv2d(1, 1, 3, freq_dim=-1)
+    layer.stride, layer.padding, layer.dilation = (3, 1), 2, 2
+    assert (layer.stride, layer.padding, layer.dilation) == ((3, 1), (2, 0), (2, 1))
+    assert layer(torch.randn(1, 1, 20, 9)).shape == (1, 1, 7, 9)
+    with pytest.raises(ValueError, match=r"padding along frequency must be 0"):
+        layer.padding = (0, 1)
+    assert layer.padding == (2, 0)
+
+
+READ_ONLY = {
+    "taps": FrequencyTaps((1, 2, 3), (0, 0, 0)),
+    "kernel_size": (3, 5),
+    "padding_mode": "reflect",
+    "anchor": 3,
+    "harmonics": (1, 2, 3),
+    "origin": 1,
+    "interpolation": "nearest",
+    "freq_dim": -1,
+}
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_what_chooses_the_taps_is_read_only(name):
+    layer = HarmonicConv2d(1, 1, 3, anchor=2)
+    before = repr(layer), getattr(layer, name)
+    with pytest.raises(AttributeError, match=rf"{name} is read-only.*load_state_dict"):
+        setattr(layer, name, READ_ONLY[name])
+    assert (repr(layer), getattr(layer, name)) == before
+
+
+def test_the_resolution_of_a_log_layer_is_read_only():
+    layer = LogHarmonicConv2d(1, 1, 3, bins_per_octave=12)
+    for name, value in (("bins_per_octave", 24), ("shifts", (0, 1, 2))):
+        with pytest.raises(AttributeError, match=f"{name} is read-only"):
+            setattr(layer, name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stride", 0, "stride must be >= 1"),
+        ("padding", (1, 1), "padding along frequency must be 0"),
+        ("dilation", "two", "dilation must be an int"),
+        ("groups", 1.5, "groups must be an int"),
+        ("engine", "fast", "engine must be 'auto' or one of"),
+    ],
+)
+def test_an_attribute_that_does_not_fit_is_refused_and_changes_nothing(name, value, message):
+    layer = HarmonicConv2d(1, 1, 3)
+    before, x = repr(layer), torch.randn(1, 1, 9, 9)
+    expected = layer(x)
+    with pytest.raises(ValueError, match=message):
+        setattr(layer, name, value)
+    assert repr(layer) == before
+    assert torch.equal(layer(x), expected)
+
+
+def test_other_attributes_are_free():
+    layer = HarmonicConv2d(1, 1, 3)
+    layer.note = "mine"
+    layer.weight = nn.Parameter(torch.zeros(1, 1, 3, 3))
+    layer.bias = None
+    assert not layer(torch.randn(1, 1, 9, 9)).any()
+
+
 # -------------------------------------------------------------------- saving and copying
 
 
@@ -237,13 +439,25 @@ def test_pickle_deepcopy_and_state_dict(layer, x):
     buffer = io.BytesIO()
     torch.save(layer, buffer)
     buffer.seek(0)
-    for twin in (copy.deepcopy(layer), torch.load(buffer, weights_only=False)):
+    copies = (copy.deepcopy(layer), copy.copy(layer), torch.load(buffer, weights_only=False))
+    for twin in (*copies, pickle.loads(pickle.dumps(layer))):
         assert torch.equal(twin(x), layer(x))
+        assert repr(twin) == repr(layer)
+        with pytest.raises(AttributeError, match="anchor is read-only"):
+            twin.anchor = 5
     other = copy.deepcopy(layer)
     other.reset_parameters()
     assert not torch.equal(other(x), layer(x))
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))
+
+
+def test_copies_change_apart(x):
+    layer = HarmonicConv2d(4, 6, 3, anchor=2)
+    for twin in (copy.deepcopy(layer), copy.copy(layer)):
+        twin.stride = (1, 2)
+        assert layer.stride == (1, 1)
+        assert torch.equal(twin(x), layer(x)[..., ::2])
 
 
 def test_conv2d_checkpoints_load_and_are_loaded():
@@ -324,6 +538,52 @@ def test_plans_made_inside_transforms_do_not_leak():
         run(layer, x)
         layer(x.requires_grad_()).sum().backward()
         assert x.grad.shape == x.shape
+
+
+class Around(nn.Module):
+    """A layer in a network that tools take apart."""
+
+    def __init__(self, layer, channels=6):
+        super().__init__()
+        self.layer = layer
+        self.lowering = HarmonicLowering(2, freq_dim=getattr(layer, "freq_dim", -2))
+        self.out = nn.Conv2d(2 * channels, 1, 1)
+
+    def forward(self, x):
+        return self.out(self.lowering(torch.relu(self.layer(x))))
+
+
+@pytest.mark.parametrize("engine", ["auto", "lowering"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_fx_traces_it(name, engine, x):
+    network = Around(LAYERS[name](engine=engine))
+    traced = torch.fx.symbolic_trace(network)
+    called = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
+    assert {"_convolve_recorded", "_lower_recorded"} <= set(called)
+    again = pickle.loads(pickle.dumps(traced))
+    for graph in (traced, copy.deepcopy(traced), again):
+        for input in (x, x[..., :9], x[0]):
+            assert torch.equal(graph(input), network(input))
+    again(x).square().sum().backward()
+    network(x).square().sum().backward()
+    assert torch.equal(again.layer.weight.grad, network.layer.weight.grad)
+    traced.layer.weight.data.zero_()  # parameters stay those of the network
+    assert not network.layer.weight.any()
+
+
+def test_a_traced_graph_compiles_to_one_graph(x):
+    network = Around(LAYERS["anchors"]())
+    torch._dynamo.reset()
+    traced = torch.fx.symbolic_trace(network)
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), network(x))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_torchscript_is_refused_with_a_sentence(layer):
+    for module in (layer, Around(layer), HarmonicLowering(2)):
+        with pytest.raises(NotImplementedError, match=r"torch.jit.script cannot .* torch.export"):
+            torch.jit.script(module)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, "lowering", "log lowering"])
@@ -479,7 +739,7 @@ def test_jit_trace_runs_at_another_length(engine):
     torch.testing.assert_close(traced(longer), layer(longer))
 
 
-@pytest.mark.parametrize("name", ["harmonic", "anchors", "shifts"])
+@pytest.mark.parametrize("name", ["harmonic", "anchors", "shifts", "time first"])
 def test_onnx_runs_at_another_length(name, x, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -29,10 +29,12 @@ from torch.library import Library
 __all__ = [
     "compile_time_constant",
     "constant_object",
+    "fx_call",
     "has_forward_mode",
     "has_matrix_units",
     "is_eager",
     "is_exporting_to_onnx",
+    "is_fx_proxy",
     "is_jit_tracing",
     "is_plain",
     "making_constants",
@@ -178,6 +180,16 @@ def is_plain(tensor: Tensor) -> bool:
         return False
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     return not (wrapped or torch._C._functorch.is_legacy_batchedtensor(tensor))
+
+
+def is_fx_proxy(value: object) -> bool:
+    """Whether a value stands for a tensor in torch.fx.symbolic_trace."""
+    return isinstance(value, torch.fx.Proxy)
+
+
+def fx_call(function: Callable[..., Tensor], input: Any, *arguments: Any) -> Tensor:
+    """Record in torch.fx's graph that `function` is called, without tracing what it does."""
+    return input.tracer.create_proxy("call_function", function, (input, *arguments), {})  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from .checks import (
     check_weight,
 )
 from .engines import Geometry, geometry_of
-from .engines.lowering import read_taps
+from .engines.lowering import memory_format, read_taps
 from .engines.plans import cached_on_device
 from .taps import FrequencyTaps, Interpolation, harmonic_taps, log_harmonic_taps
 
@@ -358,16 +359,27 @@ def log_harmonic_lowering(
 
 
 def convolve(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, engine: str
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    engine: str,
+    freq_dim: int = -2,
 ) -> Tensor:
     """Convolve with arguments that are checked; the tensors are not yet.
+
+    The last two axes of `input` and `weight` are (freq, time), or (time, freq) if `freq_dim` is -1.
 
     Whether tensors fit, and which engine they get, follows from their shapes and types: an eager
     call that has passed once passes again without being asked.
     """
+    if freq_dim == -1:
+        return _convolve_time_freq(input, weight, bias, geometry, engine)
     signature = _signature(input, weight, bias, geometry, engine) if _torch.is_eager() else None
     if signature is not None and (known := _passed.get(signature)) is not None:
         return known(input, weight, bias, geometry)
+    if _torch.is_fx_proxy(input):
+        return _record(input, weight, bias, geometry, engine, freq_dim)
 
     check_input(input)
     taps, row_taps = geometry.taps, geometry.row_taps
@@ -376,7 +388,7 @@ def convolve(
     if n_frames + sum(geometry.padding) < geometry.span(kernel_frames):
         raise ValueError(
             f"the kernel spans {geometry.span(kernel_frames)} frames but the padded input has "
-            f"{n_frames + sum(geometry.padding)}: give a longer input, or padding=(0, p)"
+            f"{n_frames + sum(geometry.padding)}: give a longer input, or more padding along time"
         )
     warn_of_dead_taps(taps, input.shape[-2], row_taps)
     if row_taps is not None:
@@ -391,6 +403,50 @@ def convolve(
         _passed[signature] = convolution
     output = convolution(batched, weight, bias, geometry)
     return output if input.ndim == 4 else output.squeeze(0)
+
+
+def _convolve_time_freq(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, engine: str
+) -> Tensor:
+    if _torch.is_fx_proxy(input):
+        return _record(input, weight, bias, geometry, engine, -1)
+    check_input(input)
+    channels = weight.shape[1] * geometry.groups
+    if input.shape[-3] != channels:
+        raise ValueError(
+            f"a layer of {channels} input channels with freq_dim=-1 needs an input "
+            f"(batch, {channels}, time, freq), got {tuple(input.shape)}"
+        )
+    swapped = input.transpose(-1, -2), weight.transpose(-1, -2)
+    output = convolve(*swapped, bias, geometry, engine).transpose(-1, -2)
+    if input.ndim == 3:
+        return output.contiguous()
+    return output.contiguous(memory_format=memory_format(input, weight))  # as conv2d's
+
+
+def _record(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    engine: str,
+    freq_dim: int,
+) -> Tensor:
+    """Record the call in torch.fx's graph, with arguments that it can hold."""
+    arguments = (*geometry.operator_arguments, geometry.row_taps, engine, freq_dim)
+    return _torch.fx_call(_convolve_recorded, input, weight, bias, *arguments)
+
+
+def _convolve_recorded(
+    input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
+) -> Tensor:
+    *geometry, engine, freq_dim = arguments
+    return convolve(input, weight, bias, _geometry_from_text(*geometry), engine, freq_dim)
+
+
+@_torch.constant_object
+def _geometry_from_text(taps: str, *arguments: Any) -> Geometry:
+    return Geometry(FrequencyTaps.from_text(taps), *arguments)
 
 
 Convolution = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]
@@ -419,13 +475,24 @@ def _row_index(row_taps: tuple[int, ...]) -> tuple[Tensor]:
     return (torch.tensor(row_taps),)
 
 
-def lower(input: Tensor, taps: FrequencyTaps) -> Tensor:
+def lower(input: Tensor, taps: FrequencyTaps, freq_dim: int = -2) -> Tensor:
     """Return the copies of `input` that `taps` reads, as channels ``k·C + c``."""
+    if _torch.is_fx_proxy(input):
+        return _torch.fx_call(_lower_recorded, input, taps.text, freq_dim)
     check_input(input)
+    if freq_dim == -1:
+        return lower(input.transpose(-1, -2), taps).transpose(-1, -2).contiguous()
     warn_of_dead_taps(taps, input.shape[-2])
     batched = input if input.ndim == 4 else input.unsqueeze(0)
     output = read_taps(batched, taps).transpose(1, 2).flatten(1, 2)
     return output if input.ndim == 4 else output.squeeze(0)
+
+
+def _lower_recorded(input: Tensor, taps: str, freq_dim: int) -> Tensor:
+    return lower(input, _taps_from_text(taps), freq_dim)
+
+
+_taps_from_text = _torch.constant_object(FrequencyTaps.from_text)
 
 
 def mix_anchors(
@@ -434,6 +501,8 @@ def mix_anchors(
     """Scale the rows of each anchor's kernel by that anchor's weight."""
     if anchor_weight is None:
         return weight
+    if _torch.is_fx_proxy(weight):
+        return _torch.fx_call(mix_anchors, weight, anchor_weight, as_anchors(anchor))
     n_anchors = len(as_anchors(anchor))
     check_anchor_weight(anchor_weight, n_anchors)
     scale = anchor_weight.repeat_interleave(weight.shape[2] // n_anchors)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,16 @@ __all__ = [
 ]
 
 
-class FrequencyTapConv2d(nn.Conv2d):
+class _NotScriptable:
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse torch.jit.script, which asks every module for a form that it can compile."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile a {type(self).__name__}: use torch.export.export, "
+            "torch.jit.trace or torch.compile"
+        )
+
+
+class FrequencyTapConv2d(_NotScriptable, nn.Conv2d):
     """Same as `torch.nn.Conv2d`, but the kernel's rows read where `taps` says.
 
     The layer behind `HarmonicConv2d` and `LogHarmonicConv2d`, for taps of your own; as a function
@@ -38,7 +48,7 @@ class FrequencyTapConv2d(nn.Conv2d):
         Number of rows, which must be ``len(taps)``, and of frames K_t.
     taps : FrequencyTaps
         Where the kernel's rows read.
-    engine : {"auto", "native", "blocked", "lowering", "reference"}
+    freq_dim, engine
         As in `HarmonicConv2d`.
 
     Raises
@@ -86,33 +96,36 @@ class FrequencyTapConv2d(nn.Conv2d):
         dtype: torch.dtype | None = None,
         *,
         taps: FrequencyTaps,
+        freq_dim: int = -2,
         engine: str = "auto",
     ) -> None:
         check_layer(in_channels, out_channels, groups, padding_mode, dtype)
         engines.check_name(engine)
-        rows, frames = as_pair("kernel_size", kernel_size)
-        geometry = geometry_of(taps, stride, padding, dilation, groups, frames)
+        size = as_pair("kernel_size", kernel_size)
+        rows = size[check_freq_dim(freq_dim)]
+        arguments = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        geometry = _geometry_of(taps, arguments, size, freq_dim)
         if rows != len(taps):
+            suggested = _in_order((len(taps), size[-3 - freq_dim]), freq_dim)
             raise ValueError(
                 f"kernel_size must have one row for each of the {len(taps)} taps, got {rows} rows: "
-                f"use kernel_size=({len(taps)}, {frames})"
+                f"use kernel_size={suggested}"
             )
         super().__init__(
             in_channels,
             out_channels,
-            (rows, frames),
-            geometry.stride,
-            padding if isinstance(padding, str) else (0, geometry.padding[0]),
-            (1, geometry.dilation),
-            groups,
-            bias,
-            "zeros",
-            device,
-            dtype,
+            size,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+            **_conv2d_arguments(geometry, padding, freq_dim),
         )
         self.taps = taps
         self.engine = engine
+        self.freq_dim = freq_dim
         self._geometry = geometry
+
+    freq_dim: int = -2
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute, and let the layer compute accordingly or refuse."""
@@ -126,23 +139,20 @@ class FrequencyTapConv2d(nn.Conv2d):
                 engines.check_name(value)
             if name in _GEOMETRY:
                 arguments = {key: getattr(self, key) for key in _GEOMETRY} | {name: value}
-                frames = self.kernel_size[1]
-                geometry = geometry_of(self.taps, *arguments.values(), frames)
+                geometry = _geometry_of(self.taps, arguments, self.kernel_size, self.freq_dim)
                 self.__dict__["_geometry"] = geometry
-                value = {
-                    "stride": geometry.stride,
-                    "padding": value if isinstance(value, str) else (0, geometry.padding[0]),
-                    "dilation": (1, geometry.dilation),
-                    "groups": geometry.groups,
-                }[name]
+                value = _conv2d_arguments(geometry, arguments["padding"], self.freq_dim)[name]
         super().__setattr__(name, value)
 
     def engine_for(self, input: Tensor) -> engines.Choice:
         """Return the engine that this layer would use for `input`, and why."""
-        return engines.choose(self.engine, input, self.weight, self.bias)
+        weight = self.weight
+        if self.freq_dim == -1:
+            input, weight = input.transpose(-1, -2), weight.transpose(-1, -2)
+        return engines.choose(self.engine, input, weight, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return convolve(input, weight, bias, self._geometry, self.engine)
+        return convolve(input, weight, bias, self._geometry, self.engine, self.freq_dim)
 
     def extra_repr(self) -> str:
         """Return Conv2d's line, and what is not the default of this layer."""
@@ -155,14 +165,62 @@ class FrequencyTapConv2d(nn.Conv2d):
                 text += f", {name}={shown}"
         return text
 
-    _shown: ClassVar[dict[str, Any]] = {"engine": "auto"}
+    _shown: ClassVar[dict[str, Any]] = {"freq_dim": -2, "engine": "auto"}
 
 
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
 _TAPS = {
     "taps", "kernel_size", "padding_mode", "anchor", "harmonics", "origin", "interpolation",
-    "bins_per_octave", "shifts",
+    "bins_per_octave", "shifts", "freq_dim",
 }  # fmt: skip
+
+
+def check_freq_dim(freq_dim: int) -> int:
+    """Return which axis is frequency, counted from the last."""
+    if type(freq_dim) is not int or freq_dim not in (-2, -1):
+        raise ValueError(
+            "freq_dim must be -2, for inputs (batch, channel, freq, time), or -1, for (batch, "
+            f"channel, time, freq); got {freq_dim!r}"
+        )
+    return freq_dim
+
+
+def _in_order(pair: Any, freq_dim: int) -> Any:
+    """Turn a pair (freq, time) into the order of the axes, or back."""
+    return pair[::-1] if freq_dim == -1 and isinstance(pair, (tuple, list)) else pair
+
+
+@contextmanager
+def _pairs_in_order(freq_dim: int) -> Iterator[None]:
+    """Say in errors, which speak of (freq, time), how the caller orders pairs."""
+    try:
+        yield
+    except ValueError as error:
+        if freq_dim == -2:
+            raise
+        raise ValueError(
+            f"{error} (pairs as (freq, time); with freq_dim=-1 give them as (time, freq))"
+        ) from error
+
+
+def _geometry_of(
+    taps: FrequencyTaps, arguments: dict[str, Any], kernel_size: tuple[int, int], freq_dim: int
+) -> Geometry:
+    """Check Conv2d's arguments, whose pairs are in the order of the axes."""
+    in_order = {name: _in_order(value, freq_dim) for name, value in arguments.items()}
+    with _pairs_in_order(freq_dim):
+        return geometry_of(taps, *in_order.values(), kernel_size[-3 - freq_dim])
+
+
+def _conv2d_arguments(geometry: Geometry, padding: IntPair | str, freq_dim: int) -> dict[str, Any]:
+    """Return the arguments as Conv2d stores them."""
+    pairs = {
+        "stride": geometry.stride,
+        "padding": padding if isinstance(padding, str) else (0, geometry.padding[0]),
+        "dilation": (1, geometry.dilation),
+        "groups": geometry.groups,
+    }
+    return {name: _in_order(pair, freq_dim) for name, pair in pairs.items()}
 
 
 class _AnchoredConv2d(FrequencyTapConv2d):
@@ -180,15 +238,17 @@ class _AnchoredConv2d(FrequencyTapConv2d):
         *arguments: Any,
         taps: FrequencyTaps,
         anchor: int | Sequence[int],
+        freq_dim: int,
         engine: str,
         **choices: Any,
     ) -> None:
         super().__init__(
             in_channels,
             out_channels,
-            (len(taps), kernel_size[1]),
+            _in_order((len(taps), kernel_size[-3 - freq_dim]), freq_dim),
             *arguments,
             taps=taps,
+            freq_dim=freq_dim,
             engine=engine,
         )
         anchors = as_anchors(anchor)
@@ -213,7 +273,11 @@ class _AnchoredConv2d(FrequencyTapConv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.anchor_weight is not None:
+            if self.freq_dim == -1:  # the rows of its kernel are columns
+                weight = weight.transpose(-1, -2)
             weight = mix_anchors(weight, self.anchor_weight, self.anchor)
+            if self.freq_dim == -1:
+                weight = weight.transpose(-1, -2)
         return super()._conv_forward(input, weight, bias)
 
 
@@ -257,13 +321,17 @@ class HarmonicConv2d(_AnchoredConv2d):
         dropped; `origin_after_pooling` tells what it is behind a pooling or a stride.
     interpolation : {"linear", "nearest"}
         How the input is read between bins.
+    freq_dim : {-2, -1}
+        Which axis of the input is frequency: -2 for (batch, channel, freq, time), -1 for (batch,
+        channel, time, freq). Pairs and the weight are in the order of the input's axes, as
+        Conv2d's, so with -1 ``kernel_size=(K_t, K)`` and ``padding=(int, 0)``.
     engine : {"auto", "native", "blocked", "lowering", "reference"}
         How to compute it. All give the same result; `engine_for` tells which one is used.
 
     Attributes
     ----------
     weight : Parameter [shape=(out_channels, in_channels / groups, K, K_t)]
-        Named, shaped and initialised as Conv2d's.
+        Named, shaped and initialised as Conv2d's; (…, K_t, K) if `freq_dim` is -1.
     bias : Parameter [shape=(out_channels,)] or None
     anchor_weight : Parameter [shape=(N,)] or None
     taps : FrequencyTaps
@@ -278,7 +346,8 @@ class HarmonicConv2d(_AnchoredConv2d):
 
     Notes
     -----
-    Input (B, C, F, T) or (C, F, T), output (B, O, ceil(F / stride_f), T') with Conv2d's T'.
+    Input (B, C, F, T) or (C, F, T), output (B, O, ceil(F / stride_f), T') with Conv2d's T'; the
+    last two axes the other way round if `freq_dim` is -1.
     Of the multiplications of a `Conv2d` of the same shape the share Σ_k min(1, n/k) / K reads
     something; the rest is zero by definition.
 
@@ -307,6 +376,7 @@ class HarmonicConv2d(_AnchoredConv2d):
         "harmonics": None,
         "origin": 0,
         "interpolation": "linear",
+        "freq_dim": -2,
         "engine": "auto",
     }
 
@@ -328,11 +398,15 @@ class HarmonicConv2d(_AnchoredConv2d):
         harmonics: Sequence[Ratio] | None = None,
         origin: Ratio = 0,
         interpolation: Interpolation = "linear",
+        freq_dim: int = -2,
         engine: str = "auto",
     ) -> None:
         size = as_pair("kernel_size", kernel_size)
+        rows = size[check_freq_dim(freq_dim)]
         if harmonics is not None:
             harmonics = as_sequence("harmonics", harmonics)
+        with _pairs_in_order(freq_dim):
+            taps = harmonic_taps(rows, anchor, harmonics, origin, interpolation)
         super().__init__(
             in_channels,
             out_channels,
@@ -345,7 +419,8 @@ class HarmonicConv2d(_AnchoredConv2d):
             padding_mode,
             device,
             dtype,
-            taps=harmonic_taps(size[0], anchor, harmonics, origin, interpolation),
+            taps=taps,
+            freq_dim=freq_dim,
             engine=engine,
             anchor=anchor,
             harmonics=harmonics,
@@ -374,7 +449,7 @@ class LogHarmonicConv2d(_AnchoredConv2d):
     ----------
     in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode
         As in `HarmonicConv2d`.
-    device, dtype, anchor, harmonics, engine
+    device, dtype, anchor, harmonics, freq_dim, engine
         As in `HarmonicConv2d`.
     bins_per_octave : float > 0
         Resolution of the frequency axis, for example of a constant-Q spectrogram.
@@ -406,6 +481,7 @@ class LogHarmonicConv2d(_AnchoredConv2d):
         "bins_per_octave": None,
         "shifts": None,
         "interpolation": "linear",
+        "freq_dim": -2,
         "engine": "auto",
     }
 
@@ -428,14 +504,19 @@ class LogHarmonicConv2d(_AnchoredConv2d):
         bins_per_octave: float | None = None,
         shifts: Sequence[Ratio] | None = None,
         interpolation: Interpolation = "linear",
+        freq_dim: int = -2,
         engine: str = "auto",
     ) -> None:
         size = as_pair("kernel_size", kernel_size)
+        rows = size[check_freq_dim(freq_dim)]
         if harmonics is not None:
             harmonics = as_sequence("harmonics", harmonics)
         if shifts is not None:
             shifts = as_sequence("shifts", shifts)
-        taps = log_harmonic_taps(size[0], anchor, harmonics, bins_per_octave, shifts, interpolation)
+        with _pairs_in_order(freq_dim):
+            taps = log_harmonic_taps(
+                rows, anchor, harmonics, bins_per_octave, shifts, interpolation
+            )
         super().__init__(
             in_channels,
             out_channels,
@@ -449,6 +530,7 @@ class LogHarmonicConv2d(_AnchoredConv2d):
             device,
             dtype,
             taps=taps,
+            freq_dim=freq_dim,
             engine=engine,
             anchor=anchor,
             harmonics=harmonics,
@@ -463,13 +545,33 @@ class LogHarmonicConv2d(_AnchoredConv2d):
     interpolation: Interpolation
 
 
-class HarmonicLowering(nn.Module):
+class _Lowering(_NotScriptable, nn.Module):
+    def __init__(self, taps: FrequencyTaps, freq_dim: int) -> None:
+        super().__init__()
+        self.taps = taps
+        self.freq_dim = check_freq_dim(freq_dim)
+
+    freq_dim: int = -2
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (B, K·C, F, T) for (B, C, F, T), or the same without B."""
+        return lower(input, self.taps, self.freq_dim)
+
+    def extra_repr(self) -> str:
+        """Return where the copies read."""
+        text = ", ".join(self.taps.describe(tap) for tap in range(len(self.taps)))
+        return text if self.freq_dim == -2 else f"{text}, freq_dim={self.freq_dim}"
+
+
+class HarmonicLowering(_Lowering):
     """Stack the copies of a spectrogram that a harmonic kernel reads, as channels ``k·C + c``.
 
     Parameters
     ----------
     n_harmonics, anchor, harmonics, origin, interpolation
         As in `harmonic_lowering`, which this is as a module.
+    freq_dim : {-2, -1}
+        Which axis of the input is frequency; see `HarmonicConv2d`.
 
     Examples
     --------
@@ -485,20 +587,13 @@ class HarmonicLowering(nn.Module):
         harmonics: Sequence[Ratio] | None = None,
         origin: Ratio = 0,
         interpolation: Interpolation = "linear",
+        freq_dim: int = -2,
     ) -> None:
-        super().__init__()
-        self.taps = harmonic_taps(n_harmonics, anchor, harmonics, origin, interpolation)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return (B, K·C, F, T) for (B, C, F, T), or the same without B."""
-        return lower(input, self.taps)
-
-    def extra_repr(self) -> str:
-        """Return where the copies read."""
-        return ", ".join(self.taps.describe(tap) for tap in range(len(self.taps)))
+        taps = harmonic_taps(n_harmonics, anchor, harmonics, origin, interpolation)
+        super().__init__(taps, freq_dim)
 
 
-class LogHarmonicLowering(nn.Module):
+class LogHarmonicLowering(_Lowering):
     """Stack the shifted copies of a log-frequency spectrogram as channels ``k·C + c``.
 
     Parameters
@@ -507,6 +602,8 @@ class LogHarmonicLowering(nn.Module):
         As in `log_harmonic_lowering`, which this is as a module.
     interpolation : {"linear", "nearest"}
         As there.
+    freq_dim : {-2, -1}
+        Which axis of the input is frequency; see `HarmonicConv2d`.
 
     Examples
     --------
@@ -528,14 +625,9 @@ class LogHarmonicLowering(nn.Module):
         bins_per_octave: float | None = None,
         shifts: Sequence[Ratio] | None = None,
         interpolation: Interpolation = "linear",
+        freq_dim: int = -2,
     ) -> None:
-        super().__init__()
-        self.taps = log_harmonic_taps(
+        taps = log_harmonic_taps(
             n_harmonics, anchor, harmonics, bins_per_octave, shifts, interpolation
         )
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return (B, K·C, F, T) for (B, C, F, T), or the same without B."""
-        return lower(input, self.taps)
-
-    extra_repr = HarmonicLowering.extra_repr
+        super().__init__(taps, freq_dim)
