@@ -88,7 +88,7 @@ class FrequencyTapConv2d(nn.Conv2d):
         taps: FrequencyTaps,
         engine: str = "auto",
     ) -> None:
-        check_layer(in_channels, out_channels, groups, padding_mode, dtype)
+        check_layer(in_channels, out_channels, groups, padding_mode, dtype, bias, device)
         engines.check_name(engine)
         rows, frames = as_pair("kernel_size", kernel_size)
         geometry = geometry_of(taps, stride, padding, dilation, groups, frames)
