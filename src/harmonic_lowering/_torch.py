@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache, wraps
@@ -37,8 +37,10 @@ __all__ = [
     "is_fx_proxy",
     "is_jit_tracing",
     "is_plain",
+    "is_released",
     "making_constants",
     "may_be_autocasting",
+    "mixes_fake_tensors",
     "obeys_operators",
     "register_autograd",
 ]
@@ -69,12 +71,17 @@ def constant_object(make: Callable[..., T], maxsize: int = 1024) -> Callable[...
     it need not trace makes the object and gives it a name, under which the object is found.
     Sequences among the arguments are taken as tuples.
     """
-    cached = lru_cache(maxsize, typed=True)(make)
+
+    @lru_cache(maxsize, typed=True)
+    def cached(kinds: tuple[object, ...], *constants: Any) -> T:
+        return make(*constants)
+
     names: dict[int, str] = {}
 
     @compile_time_constant
     def name(*constants: Any) -> str:
-        made = cached(*map(_restore, constants))
+        restored = tuple(map(_restore, constants))
+        made = cached(_kinds(restored), *restored)
         if id(made) not in names:
             names[id(made)] = f"object_{next(_numbers)}"  # two threads never get the same one
             setattr(_objects, names[id(made)], made)  # which also keeps the id from another's use
@@ -85,20 +92,35 @@ def constant_object(make: Callable[..., T], maxsize: int = 1024) -> Callable[...
         if torch.compiler.is_compiling():
             return getattr(_objects, name(*[_constant(a) for a in arguments]))  # type: ignore[no-any-return]
         constants = tuple([_tuple(argument) for argument in arguments])
+        kinds = _kinds(constants)
         try:
             hash(constants)
-        except TypeError:  # what cannot be hashed is no number either: let `make` say so
+        except Exception:  # what cannot be hashed is no number either: let `make` say so
             return make(*constants)
-        if any(type(c) is tuple and any(type(e) is bool for e in c) for c in constants):
-            return make(*constants)  # True equals 1 in a cache, and is no number to `make`
-        return cached(*constants)
+        return cached(kinds, *constants)
 
     return call
 
 
+def _kinds(constants: tuple[Any, ...]) -> tuple[object, ...]:
+    """Return the types of what tuples hold: 1, 1.0 and True are equal, and not the same to `make`.
+
+    Of what stands alone, a typed cache knows the type.
+    """
+    return tuple([_entry_types(c) if type(c) is tuple else None for c in constants])
+
+
+def _entry_types(entries: tuple[Any, ...]) -> tuple[object, ...]:
+    return tuple([_entry_types(e) if type(e) is tuple else type(e) for e in entries])
+
+
 def _tuple(value: Any) -> Any:
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Tensor)):
-        return tuple([_tuple(entry) for entry in value])
+    if type(value) is list:
+        return tuple(map(_tuple, value))
+    if isinstance(value, (Sequence, Iterator)) and not isinstance(value, (str, bytes, bytearray)):
+        return tuple(map(_tuple, value))
+    if getattr(value, "ndim", 0) > 0 and not isinstance(value, Tensor):  # NumPy's
+        return tuple(map(_tuple, value))
     return value
 
 
@@ -108,6 +130,8 @@ def _constant(value: Any) -> Any:
     It is a symbol until it is used. Each line uses it in a way that makes torch.compile take its
     value, and compile again for another one.
     """
+    if isinstance(value, bool):
+        return value
     if isinstance(value, int):
         return operator.index(value)
     if type(value) is float:
@@ -190,6 +214,24 @@ def is_fx_proxy(value: object) -> bool:
 def fx_call(function: Callable[..., Tensor], input: Any, *arguments: Any) -> Tensor:
     """Record in torch.fx's graph that `function` is called, without tracing what it does."""
     return input.tracer.create_proxy("call_function", function, (input, *arguments), {})  # type: ignore[no-any-return]
+
+
+def mixes_fake_tensors(tensors: Sequence[Tensor]) -> bool:
+    """Whether some of several tensors are fake and some real, and their mode refuses that."""
+    fake = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
+    return 0 < len(fake) < len(tensors) and not fake[0].fake_mode.allow_non_fake_inputs
+
+
+def is_released(tensor: Tensor) -> bool:
+    """Whether the memory of an ordinary tensor was given back, by ``storage.resize_(0)``."""
+    return (
+        is_eager()
+        and is_plain(tensor)
+        and tensor.device.type != "meta"
+        and tensor.numel() > 0
+        and not tensor._is_zerotensor()
+        and tensor.untyped_storage().nbytes() == 0
+    )
 
 
 @contextmanager

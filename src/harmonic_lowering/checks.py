@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from fractions import Fraction
 from numbers import Rational, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import UninitializedBuffer, UninitializedParameter
 
-from ._torch import may_be_autocasting
+from ._torch import is_released, may_be_autocasting, mixes_fake_tensors
 
 __all__ = [
     "IntPair",
@@ -39,7 +41,7 @@ Ratio = int | float | Fraction
 (``1 / 3``) is read as that fraction."""
 
 LARGEST_DENOMINATOR = 4096
-_LARGEST_INT = 2**63 - 1  # what a tensor's size can be
+_LARGEST_INT = 2**60  # so that sums of a few fit the 64 bits of a tensor's sizes
 
 
 # -------------------------------------------------------------------- numbers
@@ -61,7 +63,7 @@ def as_count(name: str, value: object, least: int = 1) -> int:
     if count < least:
         raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
     if count > _LARGEST_INT:
-        raise ValueError(f"{name} must fit 64 bits, got {value!r}")
+        raise ValueError(f"{name} must be at most 2**60, got {value!r}")
     return count
 
 
@@ -74,13 +76,13 @@ def as_anchors(anchor: int | Sequence[int]) -> tuple[int, ...]:
     return (as_count("anchor", anchor),)
 
 
-def as_sequence(name: str, values: Sequence[Ratio]) -> tuple[Ratio, ...]:
-    """Return `values` as a tuple of at least one entry."""
-    try:
-        entries = () if isinstance(values, (str, bytes, bytearray)) else tuple(values)
-    except TypeError:
-        entries = ()
-    if not entries:
+def as_sequence(name: str, values: Sequence[Ratio], least: int = 1) -> tuple[Ratio, ...]:
+    """Return `values` as a tuple of at least `least` entries, in an order."""
+    entries: tuple[Ratio, ...] | None = None
+    if not isinstance(values, (str, bytes, bytearray, Set, Mapping)):
+        with suppress(Exception):  # whatever iterating over a thing that has no entries raises
+            entries = tuple(values)
+    if entries is None or len(entries) < least:
         raise ValueError(f"{name} must be a sequence of at least one number, got {values!r}")
     return entries
 
@@ -134,7 +136,7 @@ def as_pair(name: str, value: IntPair, least: int = 1) -> tuple[int, int]:
     if min(first, second) < least:
         raise ValueError(f"{name} must be >= {least}, got {value!r}")
     if max(first, second) > _LARGEST_INT:
-        raise ValueError(f"{name} must fit 64 bits, got {value!r}")
+        raise ValueError(f"{name} must be at most 2**60, got {value!r}")
     return first, second
 
 
@@ -175,6 +177,8 @@ def check_layer(
     groups: int,
     padding_mode: str,
     dtype: torch.dtype | None,
+    bias: bool = True,
+    device: torch.device | str | int | None = None,
 ) -> None:
     """Check the arguments that only a layer has, as its constructor gets them."""
     in_channels = as_count("in_channels", in_channels)
@@ -190,6 +194,10 @@ def check_layer(
             f"padding_mode must be 'zeros', got {padding_mode!r}: pad the time axis with "
             "torch.nn.functional.pad before the layer for another mode"
         )
+    if not isinstance(bias, int) or bias not in (0, 1):
+        raise TypeError(f"bias must be True or False, got {bias!r}")
+    if device is not None:
+        _check_device(device)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype such as torch.float32, got {dtype!r}")
     if dtype is not None and not dtype.is_floating_point:
@@ -199,7 +207,21 @@ def check_layer(
         )
 
 
+def _check_device(device: object) -> None:
+    wrong = f"device must be a torch.device, its name or its number, got {device!r}"
+    is_number = isinstance(device, int) and not isinstance(device, bool)
+    if not is_number and not isinstance(device, (torch.device, str)):
+        raise TypeError(wrong)
+    assert isinstance(device, (torch.device, str, int))
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{wrong}: {str(error).splitlines()[0]}") from error
+
+
 # -------------------------------------------------------------------- tensors
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_input(input: Tensor) -> None:
@@ -210,13 +232,16 @@ def check_input(input: Tensor) -> None:
             "input must be a spectrogram of shape (batch, channel, freq, time) or (channel, freq, "
             f"time), got {input.ndim} dimensions: {tuple(input.shape)}"
         )
-    if not input.is_floating_point():
+    if input.dtype not in _DTYPES:
         hint = (
             "use torch.view_as_real and take the two parts as channels"
             if input.is_complex()
             else "convert it with .float()"
         )
-        raise TypeError(f"input must be of a floating-point dtype, got {input.dtype}: {hint}")
+        raise TypeError(
+            "input must be of a floating-point dtype (float64, float32, float16 or bfloat16), "
+            f"got {input.dtype}: {hint}"
+        )
     if input.shape[-2] == 0:
         raise ValueError(f"input has no frequency bins: {tuple(input.shape)}")
 
@@ -225,11 +250,14 @@ def check_kernel(
     input: Tensor, weight: Tensor, bias: Tensor | None, n_taps: int, groups: int
 ) -> None:
     """Check that a kernel and its bias fit the input, the taps and the groups."""
+    _check_tensor("weight", weight)
     if weight.ndim != 4 or weight.shape[2] != n_taps:
         raise ValueError(
             f"weight must have shape (out_channels, in_channels / groups, {n_taps}, frames): a "
             f"row for each of the {n_taps} taps, got {tuple(weight.shape)}"
         )
+    if weight.shape[0] == 0 or weight.shape[1] == 0:
+        raise ValueError(f"weight must have at least one channel, got {tuple(weight.shape)}")
     channels = input.shape[-3]
     if channels != weight.shape[1] * groups or weight.shape[0] % groups:
         raise ValueError(
@@ -259,6 +287,12 @@ def check_kernel(
             f"{'input and weight' if bias is None else 'input, weight and bias'} must be on the "
             f"same device, got {' and '.join(str(t.device) for t in tensors)}: move them with .to()"
         )
+    if mixes_fake_tensors(tensors):
+        raise TypeError(
+            f"{'input and weight' if bias is None else 'input, weight and bias'} must be all fake "
+            "tensors or none, got both: make the layer under the same FakeTensorMode, or give the "
+            "mode allow_non_fake_inputs=True"
+        )
 
 
 def check_weight(weight: Tensor) -> None:
@@ -287,12 +321,16 @@ def _check_tensor(name: str, value: Tensor) -> None:
             f"{name} must be a torch.Tensor, got {type(value).__name__}: "
             "convert it with torch.as_tensor"
         )
+    if isinstance(value, (UninitializedParameter, UninitializedBuffer)):
+        raise TypeError(f"{name} is not initialized yet: let the module that has it run first")
     if value.layout is not torch.strided or value.is_nested:
         kind = "nested" if value.is_nested else str(value.layout)
         raise TypeError(
             f"{name} must be a dense tensor, got a {kind} one: convert it with .to_dense() "
             "(or torch.nested.to_padded_tensor)"
         )
+    if is_released(value):
+        raise ValueError(f"{name} has no memory any more: it was released (by FSDP, for example)")
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import torch
@@ -385,6 +386,11 @@ def convolve(
     taps, row_taps = geometry.taps, geometry.row_taps
     check_kernel(input, weight, bias, len(row_taps or taps), geometry.groups)
     n_frames, kernel_frames = input.shape[-1], weight.shape[3]
+    if sum(geometry.padding) >= 1 << 31 and prod(geometry.output_shape(input, weight)) >= 1 << 60:
+        raise ValueError(
+            f"the output would have the shape {geometry.output_shape(input, weight)}: "
+            "give a smaller padding"
+        )
     if n_frames + sum(geometry.padding) < geometry.span(kernel_frames):
         raise ValueError(
             f"the kernel spans {geometry.span(kernel_frames)} frames but the padded input has "
@@ -463,9 +469,11 @@ def _signature(
         return None
     key: list[object] = [geometry, engine]
     for tensor in tensors:
-        if not _torch.is_plain(tensor) or tensor.is_nested:
+        if not _torch.is_plain(tensor) or tensor.layout is not torch.strided or tensor.is_nested:
             return None
-        key += (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
+        if not tensor.data_ptr():  # has no memory: of zeros, on meta, or released
+            return None
+        key += (tensor.shape, tensor.dtype, tensor.device)
     return tuple(key)
 
 

@@ -99,7 +99,7 @@ class FrequencyTapConv2d(_NotScriptable, nn.Conv2d):
         freq_dim: int = -2,
         engine: str = "auto",
     ) -> None:
-        check_layer(in_channels, out_channels, groups, padding_mode, dtype)
+        check_layer(in_channels, out_channels, groups, padding_mode, dtype, bias, device)
         engines.check_name(engine)
         size = as_pair("kernel_size", kernel_size)
         rows = size[check_freq_dim(freq_dim)]

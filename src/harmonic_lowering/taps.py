@@ -35,6 +35,7 @@ from .checks import (
     as_anchors,
     as_count,
     as_fraction,
+    as_int,
     as_positive,
     as_ratio,
     as_sequence,
@@ -113,7 +114,8 @@ class FrequencyTaps:
 
     def __post_init__(self) -> None:
         for name in ("slopes", "offsets"):
-            entries = tuple(as_fraction(f"one of {name}", entry) for entry in getattr(self, name))
+            given = as_sequence(name, getattr(self, name), least=0)
+            entries = tuple(as_fraction(f"one of {name}", entry) for entry in given)
             object.__setattr__(self, name, entries)
         if len(self.slopes) != len(self.offsets) or not self.slopes:
             raise ValueError(
@@ -271,6 +273,10 @@ class FrequencyTaps:
     # ---------------------------------------------------------------- questions
 
     def _line(self, tap: int) -> tuple[Fraction, Fraction]:
+        try:
+            tap = as_int(tap)
+        except TypeError:
+            raise TypeError(f"tap must be an int, got {tap!r}") from None
         if not 0 <= tap < len(self):
             raise IndexError(f"tap must be in 0 … {len(self) - 1}, got {tap}")
         return self.slopes[tap], self.offsets[tap]
@@ -285,6 +291,7 @@ class FrequencyTaps:
 
     def positions(self, n_bins: int) -> tuple[tuple[Fraction, ...], ...]:
         """Return `position` of every tap at every bin, also where it lies outside the input."""
+        n_bins = as_count("n_bins", n_bins, least=0)
         return tuple(
             tuple(self.position(tap, f) for f in range(n_bins)) for tap in range(len(self))
         )
@@ -292,6 +299,7 @@ class FrequencyTaps:
     def live_range(self, tap: int, n_bins: int) -> range:
         """Return the output bins at which `tap` reads inside an input of `n_bins` bins."""
         a, b = self._line(tap)
+        n_bins = as_count("n_bins", n_bins, least=0)
         if self.interpolation == "nearest":  # 0 <= floor(a·f + b + 1/2) <= n_bins - 1
             b += Fraction(1, 2)
             stop = math.ceil((n_bins - b) / a)
@@ -307,6 +315,7 @@ class FrequencyTaps:
 
     def live_share(self, n_bins: int) -> float:
         """Return the share of an ordinary kernel's multiplications that read something."""
+        n_bins = as_count("n_bins", n_bins, least=0)
         live = sum(len(self.live_range(tap, n_bins)) for tap in range(len(self)))
         return live / (len(self) * n_bins) if n_bins else 0.0
 

@@ -20,7 +20,10 @@ def is_plain_call(*tensors: Tensor) -> bool:
     if not _torch.is_eager():
         return False
     return all(
-        _torch.is_plain(tensor) and tensor.device.type != "meta" and tensor.numel() > 0
+        _torch.is_plain(tensor)
+        and tensor.device.type != "meta"
+        and tensor.numel() > 0
+        and not tensor._is_zerotensor()
         for tensor in tensors
     )
 

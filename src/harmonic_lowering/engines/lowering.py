@@ -34,7 +34,9 @@ def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geome
     # Rows are gathered fastest where each is in one piece; the result's format is Conv2d's again.
     lowered = read_taps(input.contiguous(), geometry.taps, geometry.stride[0]).flatten(1, 2)
     output = conv_over_time(lowered, weight.flatten(1, 2).unsqueeze(2), bias, geometry)
-    return output.contiguous(memory_format=memory_format(input, weight))
+    if memory_format(input, weight) == torch.channels_last:
+        return output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # as vmap can do it
+    return output.contiguous()
 
 
 def read_taps(input: Tensor, taps: FrequencyTaps, stride: int = 1) -> Tensor:
@@ -56,7 +58,9 @@ def conv_over_time(rows: Tensor, kernel: Tensor, bias: Tensor | None, geometry: 
     """Convolve (B, C, F', T) with a kernel (O, C / groups, 1, K_t) that acts on each row alone.
 
     torch's CPU library is wrong or crashes for some strided convolutions of half types, and where
-    the padding is longer than the input. Such calls pad, cut and step by themselves.
+    the padding is longer than the input. Such calls pad, cut and step by themselves. In bfloat16 it
+    multiplies channels in pairs, an odd one with the next number in memory and zero, which is NaN
+    if that number is: such calls get another channel of zeros.
     """
     (before, after), stride = geometry.padding, geometry.stride[1]
     n_frames, kernel_frames = rows.shape[3], kernel.shape[3]
@@ -64,11 +68,17 @@ def conv_over_time(rows: Tensor, kernel: Tensor, bias: Tensor | None, geometry: 
     if before != after or before >= n_frames or (stride > 1 and (is_half or kernel_frames == 1)):
         output_frames = geometry.output_frames(n_frames, kernel_frames)
         needed = (output_frames - 1) * stride + geometry.span(kernel_frames)
-        rows, before = F.pad(rows, (before, needed - before - n_frames)), 0  # or cut at the end
+        rows = F.pad(rows, (before, max(0, needed - before - n_frames)))[..., :needed]
+        before = 0
         if kernel_frames == 1:
             rows, stride = rows[..., ::stride], 1
         elif output_frames == 1:
             stride = 1
+    if kernel.shape[1] % 2 and rows.dtype == torch.bfloat16 and rows.device.type == "cpu":
+        kernel = F.pad(kernel, (0, 0, 0, 0, 0, 1))
+        batch, channels, *plane = rows.shape
+        rows = rows.reshape(batch, geometry.groups, channels // geometry.groups, *plane)
+        rows = F.pad(rows, (0, 0, 0, 0, 0, 1)).flatten(1, 2)
     return F.conv2d(
         rows, kernel, bias, (1, stride), (0, before), (1, geometry.dilation), geometry.groups
     )

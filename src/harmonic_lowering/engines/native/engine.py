@@ -31,7 +31,7 @@ def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geome
 
     Raises
     ------
-    RuntimeError
+    NotImplementedError
         If there is no native core here, or it does not take these tensors.
     """
     input, weight, bias = autocast(input, weight, bias)
@@ -41,7 +41,7 @@ def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geome
             return lowering.convolve(input, weight, bias, geometry)
         return operators.tap_conv2d(input, weight, bias, geometry)
     if reason := unsupported_reason(*tensors):
-        raise RuntimeError(f"engine 'native' cannot run: {reason}; or use engine='auto'")
+        raise NotImplementedError(f"engine 'native' cannot run: {reason}; or use engine='auto'")
     return convolve_plain(input, weight, bias, geometry)
 
 
