@@ -571,6 +571,22 @@ def test_fx_traces_it(name, engine, x):
     assert not network.layer.weight.any()
 
 
+torch.fx.wrap("harmonic_conv2d")
+
+
+def test_fx_takes_the_function_as_a_leaf(x):
+    class Calling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 4, 3, 3))
+
+        def forward(self, x):
+            return harmonic_conv2d(x, self.weight, padding=1, anchor=2)
+
+    network = Calling()
+    assert torch.equal(torch.fx.symbolic_trace(network)(x), network(x))
+
+
 def test_a_traced_graph_compiles_to_one_graph(x):
     network = Around(LAYERS["anchors"]())
     torch._dynamo.reset()
@@ -750,11 +766,11 @@ def test_onnx_runs_at_another_length(name, x, tmp_path):
         (x,),
         path,
         dynamo=True,
-        dynamic_shapes=({3: torch.export.Dim("time")},),
+        dynamic_shapes=({-3 - layer.freq_dim + 4: torch.export.Dim("time")},),
         verbose=False,
     )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    longer = torch.randn(2, 4, 16, 31)
+    longer = torch.randn(2, 4, 16, 31) if layer.freq_dim == -2 else torch.randn(2, 4, 31, 12)
     (y,) = session.run(None, {session.get_inputs()[0].name: longer.numpy()})
     torch.testing.assert_close(torch.from_numpy(y), layer(longer).detach(), rtol=1e-4, atol=1e-5)
 

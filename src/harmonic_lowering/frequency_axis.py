@@ -16,7 +16,7 @@ lost, and the operation's name is kept as the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate
@@ -119,10 +119,9 @@ def follow(
 def _at_rest(model: nn.Module) -> Iterator[None]:
     """Let a model run without a trace: no dropout, no statistics, no random numbers drawn."""
     training = {module: module.training for module in model.modules()}
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     try:
         model.eval()
-        with torch.random.fork_rng(devices=[]) if on_cpu else nullcontext():
+        with torch.random.fork_rng(devices=[]):  # the CPU's
             yield
     finally:
         for module, flag in training.items():
@@ -320,8 +319,7 @@ def _cat(call: _Call) -> Known:
     dim = _from_last(call.given["dim"], call.outputs[0].ndim)
     start, axes = 0, []
     for tensor, known in zip(call.tensors, call.known, strict=True):
-        along = isinstance(known, Axis) and known.dim == dim
-        if isinstance(known, Axis) and along:
+        if isinstance(known, Axis) and known.dim == dim:
             known = known.windowed(Fraction(-start), 1)
         n_bins = call.outputs[0].shape[known.dim] if isinstance(known, Axis) else 1
         axes.append((known, n_bins))
@@ -402,7 +400,7 @@ _JOINS: dict[str, Callable[[_Call], Known]] = {"cat": _cat, "stack": _stack}
 _RULES: dict[str, Callable[[_Call, Axis], Any]] = {
     **dict.fromkeys(
         (
-            "alias", "clone", "contiguous", "copy", "cudnn_batch_norm", "detach", "expand",
+            "alias", "clone", "contiguous", "cudnn_batch_norm", "detach", "expand",
             "lift_fresh", "native_batch_norm", "native_dropout", "native_group_norm",
             "native_layer_norm", "_batch_norm_no_update", "_batch_norm_with_update",
             "_fused_rms_norm", "_log_softmax", "_native_batch_norm_legit",

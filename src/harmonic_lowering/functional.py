@@ -116,7 +116,8 @@ def frequency_tap_conv2d(
 
     In a graph the number of bins F is fixed: `torch.compile` compiles again for another one,
     `torch.export` and `torch.jit.trace` make a program for the one that they saw. Batch and time
-    may vary.
+    may vary. `torch.fx.symbolic_trace` traces the layers; a module that calls this function or
+    `harmonic_conv2d` itself names it first, ``torch.fx.wrap("harmonic_conv2d")``.
 
     Examples
     --------
