@@ -7,6 +7,9 @@
 #include <utility>
 
 #include "call.h"
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
 #endif
@@ -162,7 +165,9 @@ TapConvStatus run_tasks(const Call& c, int64_t count, const Things& things, cons
     Placed<Things> mine(things);
     if (!mine.there()) failed = true;
     for (int64_t i; !failed && (i = next++) < count;) task(i, static_cast<Things&>(mine));
-    std::atomic_thread_fence(std::memory_order_seq_cst);  // writes past the cache are ordered by nothing else
+#if defined(__AVX512F__)
+    _mm_sfence();  // writes past the cache are ordered by nothing else
+#endif
   };
   on_threads(c, count, work);
   work();  // what is left, should the caller's threads have refused

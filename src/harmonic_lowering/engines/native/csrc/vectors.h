@@ -5,9 +5,6 @@
 
 #include "scalars.h"
 #include "tasks.h"
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
