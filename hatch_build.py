@@ -24,8 +24,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NATIVE = Path("src/harmonic_lowering/engines/native")
 ZIG = f"{shlex.quote(sys.executable)} -m ziglang c++ -fno-sanitize=undefined -target"
-# Platform: tag, machine, suffix, compiler. For Windows not GCC, which does not align vectors on the
-# stack there (its bug 54412).
+# Platform: tag, machine, suffix, compiler. Not GCC for Windows, where it does not align vectors
+# on the stack (its bug 54412).
 CROSS = {
     "linux-x86_64": ("manylinux_2_28_x86_64", "x86_64", ".so", "g++"),
     "linux-aarch64": ("manylinux_2_28_aarch64", "aarch64", ".so", "aarch64-linux-gnu-g++"),

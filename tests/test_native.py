@@ -200,6 +200,12 @@ def unreadable(folder, content):
     return "ermission denied"
 
 
+def in_an_unreadable_folder(folder, content):
+    store(folder, content)
+    folder.chmod(0)
+    return "ermission denied"
+
+
 def a_folder_in_its_place(folder, content):
     path = store(folder, content)
     path.unlink()
@@ -219,6 +225,7 @@ FAULTS = [
     in_a_folder_writable_by_others,
     pytest.param(of_another_user, marks=needs_root),
     pytest.param(unreadable, marks=not_root),
+    pytest.param(in_an_unreadable_folder, marks=not_root),
     a_folder_in_its_place,
 ]
 

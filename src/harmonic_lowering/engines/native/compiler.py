@@ -14,6 +14,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,7 +70,8 @@ def find_compiler() -> list[str]:
     """
     if command := shlex.split(os.environ.get("CXX", "")):
         return command
-    for name in ("c++", "g++", "clang++"):
+    # Not GCC on Windows, which does not align vectors on the stack there (its bug 54412).
+    for name in ("clang++",) if sys.platform == "win32" else ("c++", "g++", "clang++"):
         if found := shutil.which(name):
             return [found]
     raise BuildError("there is no C++ compiler: set CXX, or install g++ or clang")
@@ -116,7 +118,10 @@ def compile_library(
 
 def stored(folder: Path, name: str) -> list[Path]:
     """Return the libraries of that name in a folder, the newest first."""
-    found = [path for path in folder.glob(f"{name}-*") if path.stem.rpartition("-")[0] == name]
+    try:
+        found = [path for path in folder.iterdir() if path.stem.rpartition("-")[0] == name]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
