@@ -16,6 +16,7 @@ estimate, so the lowest one is nearest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,20 +31,22 @@ __all__ = ["NoiseModel"]
 
 _WINDOW_S = 0.064  # in which the level over time is found
 _WINDOWS_S = (0.032, 0.128, 0.256, 0.512)  # in which N(f) is estimated as well
-_FIRST_BIN = 4  # of an estimate that other windows can rely on; below it is too low
+_FIRST_BIN = 4  # of an estimate that other windows can rely on; below, it is too low
+_STEEPEST = 4.0  # times the noise there is the most that is expected below
 _TOLERANCE = 10**0.1  # of an estimate over the lowest: windows differ by as much by chance
-_MIN_FRAMES = 16  # for an estimate of N(f)
+_MIN_FRAMES = 10  # for an estimate of N(f)
 _MIN_OTHER_FRAMES = 24  # the same in further windows, whose lowest is taken
 _BANDS = 8  # in which floors are found; a change of level shows in all of them
 _BAND_BINS = 32  # of a band that a floor looks at: neighbours tell the same
 _MIN_BAND = 1e-5  # of the loudest band's noise; what is quieter may be rounding errors
-_RADIUS = 3  # frames on either side that share a floor
+_RADIUS = 1  # frames on either side that share a floor
 _BIAS_DB = 0.6  # of the second lowest of eight bands below the mean
 _NEAR_DB = 2.0  # floors that agree
 _FAR_DB = 3.0  # floors of another level
 _STEADY = 0.8  # share of floors that agree
-_STEADY_RUN = 0.85  # the same in runs of another level; motors reach 0.81
-_LEFT_OUT = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)  # shares of the frames, quietest first
+_STEADY_RUN = 0.85  # the same in runs of another level
+_STEADY_BOTH = 0.7  # in the runs and the rest; where all is unsteady, a run may be chance
+_LEFT_OUT = (0.15, 0.35, 0.55, 0.75)  # shares of the frames, quietest first
 _MIN_GAIN = 0.15  # in the share of floors that agree, for leaving frames out
 _MIN_AGREEING = 0.5  # and the least such share; sounds without noise may have a third
 _MIN_RUN_S = 0.3  # of a level that has its own spectrum
@@ -60,7 +63,7 @@ class _Spectrum:
     density: Tensor
 
     def at(self, other: Stft) -> Tensor:
-        """Return the density at the bins of another transform, infinite where it is unreliable."""
+        """Return the density at the bins of another transform."""
         density = self.density.clone()[None, None]
         density[..., :_FIRST_BIN] = density[..., _FIRST_BIN, None]
         ratio = self.transform.n_fft / other.n_fft
@@ -69,7 +72,8 @@ class _Spectrum:
             density = F.avg_pool1d(density, 2 * radius + 1, 1, radius, count_include_pad=False)
         log = density.clamp_min(torch.finfo(density.dtype).tiny).log()
         there = F.interpolate(log, other.bins, mode="linear", align_corners=True)[0, 0].exp()
-        there[torch.arange(other.bins) * ratio < _FIRST_BIN] = torch.inf
+        first = math.ceil(_FIRST_BIN / ratio)
+        there[:first] = _STEEPEST * there[first]
         return there
 
 
@@ -91,8 +95,10 @@ class NoiseModel:
     @classmethod
     def of(cls, channel: Tensor, sample_rate: int, windows_s: Sequence[float] = ()) -> NoiseModel:
         """Estimate the noise of one channel (L,) that is not silent, for use in some windows."""
-        base = Stft.for_rate(sample_rate, _WINDOW_S)
+        base = Stft.for_rate(sample_rate, _WINDOW_S, overlap=2)
         power = base(channel).abs().square()
+        # The ends are mirrored: the spectra of symmetric frames are real, with more small powers.
+        power[:, 0], power[:, -1] = power[:, 1], power[:, -2]
         levels = _Levels(power, sample_rate / base.hop_length)
         spectra = [[_Spectrum(base, spectrum / base.window_energy)] for spectrum in levels.spectra]
         for window_s in {*_WINDOWS_S, *windows_s} - {_WINDOW_S}:
@@ -126,10 +132,10 @@ class _Levels:
         self.gain_db = torch.zeros(power.shape[1], dtype=power.dtype)
         self.spectra: list[Tensor] = []
         spectrum, agreeing = _prevailing(power)
-        self._assign(torch.arange(power.shape[1]), spectrum)
+        self._assign(torch.arange(power.shape[1]), spectrum, agreeing)
         self.steady = agreeing >= _STEADY and len(self.spectra) == 1
 
-    def _assign(self, frames: Tensor, spectrum: Tensor) -> None:
+    def _assign(self, frames: Tensor, spectrum: Tensor, agreeing: float) -> None:
         """Give frames a new state, then look among them for runs that need another one."""
         self.state[frames] = len(self.spectra)
         self.spectra.append(spectrum)
@@ -145,10 +151,11 @@ class _Levels:
                 continue
             if not bool(power.max() > 0):
                 continue
-            other, agreeing = _prevailing(power)
-            if agreeing >= _STEADY_RUN:
+            other, among = _prevailing(power)
+            both = agreeing + among * power.shape[1] / len(frames)
+            if among >= _STEADY_RUN and (apart is fallen or both >= _STEADY_BOTH):
                 edges = run if apart is fallen else _widened(run.to(floors_db)) > 0
-                self._assign(frames[edges], other)
+                self._assign(frames[edges], other, among)
 
 
 def _prevailing(power: Tensor) -> tuple[Tensor, float]:
@@ -190,7 +197,7 @@ def _floors_db(power: Tensor, spectrum: Tensor) -> Tensor:
     noise = spectrum[bins].reshape(_BANDS, size).mean(1)
     loud = noise > _MIN_BAND * noise.max()
     ratio = (power[bins] / spectrum[bins, None]).reshape(_BANDS, size, -1)[loud, ::stride]
-    near = F.pad(ratio, (_RADIUS, _RADIUS), mode="reflect").unfold(2, 2 * _RADIUS + 1, 1)[..., ::2]
+    near = F.pad(ratio, (_RADIUS, _RADIUS), mode="reflect").unfold(2, 2 * _RADIUS + 1, 1)
     rows = near.transpose(1, 2).flatten(2)  # (bands, T, values)
     floors = truncated_mean(rows.flatten(0, 1)).view(rows.shape[:2]).sort(0).values
     return 10 * floors[min(1, len(floors) - 1)].log10() + _BIAS_DB
@@ -218,8 +225,8 @@ def _covered(inside: Tensor, base: Stft, other: Stft, frames: int) -> Tensor:
 
 def _lowest(estimates: Sequence[_Spectrum], transform: Stft) -> Tensor:
     """Return a transform's own estimate, or others that are lower by more than chance."""
-    own = [each.density for each in estimates if each.transform == transform]
-    others = [each.at(transform) for each in estimates if each.transform != transform]
+    own = [each.density for each in estimates if each.transform.n_fft == transform.n_fft]
+    others = [each.at(transform) for each in estimates if each.transform.n_fft != transform.n_fft]
     if not others:
         return own[0]
     lowest = torch.stack(others).amin(0)
