@@ -479,6 +479,13 @@ def test_any_rate(rate):
     assert Denoiser(**SMALL)(torch.randn(rate // 4), rate).waveform.shape == (rate // 4,)
 
 
+@pytest.mark.parametrize(("length", "window_s"), [(300, 0.01), (40, 0.001), (20000, 1.0)])
+def test_any_window(length, window_s):
+    result = Denoiser(**SMALL, window_s=window_s)(torch.randn(length), RATE).waveform
+    assert result.shape == (length,)
+    assert result.isfinite().all()
+
+
 def test_transform_window_is_the_shortest_recording():
     shortest = Stft.for_rate(RATE).n_fft
     assert Denoiser(**SMALL)(torch.randn(shortest), RATE).waveform.shape == (shortest,)

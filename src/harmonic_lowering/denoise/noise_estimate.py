@@ -56,9 +56,10 @@ def estimate_noise(power: Tensor, band: int = 16) -> Tensor:
     shape = _smooth(shape.clamp_min(floor).log()).exp()
 
     ratio = audible / shape[:, None]
-    bins, half = len(ratio), band // 2
+    bins = len(ratio)
+    half = min(band, bins) // 2
     edges = (half, half + -bins % half)
-    bands = F.pad(ratio.T[None], edges, mode="reflect")[0].T.unfold(0, band, half)
+    bands = F.pad(ratio.T[None], edges, mode="reflect")[0].T.unfold(0, 2 * half, half)
     level = truncated_mean(bands.reshape(len(bands), -1))
     points = (len(level) - 1) * half + 1
     level = F.interpolate(level.log()[None, None], points, mode="linear", align_corners=True)

@@ -96,6 +96,8 @@ class NoiseModel:
     def of(cls, channel: Tensor, sample_rate: int, windows_s: Sequence[float] = ()) -> NoiseModel:
         """Estimate the noise of one channel (L,) that is not silent, for use in some windows."""
         base = Stft.for_rate(sample_rate, _WINDOW_S, overlap=2)
+        if len(channel) < base.n_fft:
+            return cls._of_moment(channel, sample_rate, base, windows_s)
         power = base(channel).abs().square()
         # The ends are mirrored: the spectra of symmetric frames are real, with more small powers.
         power[:, 0], power[:, -1] = power[:, 1], power[:, -2]
@@ -112,6 +114,19 @@ class NoiseModel:
                 if whole.shape[1] >= _MIN_OTHER_FRAMES and bool(whole.max() > 0):
                     estimates.append(_Spectrum(other, estimate_noise(whole) / other.window_energy))
         return cls(base, levels.state, levels.gain_db, spectra, levels.steady)
+
+    @classmethod
+    def _of_moment(
+        cls, channel: Tensor, sample_rate: int, base: Stft, windows_s: Sequence[float]
+    ) -> NoiseModel:
+        """Estimate the noise of a channel that is too short to have a level over time."""
+        spectra = []
+        for transform in (Stft.for_rate(sample_rate, window_s) for window_s in windows_s):
+            if transform.n_fft <= len(channel):
+                noise = estimate_noise(transform(channel).abs().square())
+                spectra.append(_Spectrum(transform, noise / transform.window_energy))
+        never = torch.zeros(1, dtype=channel.dtype)
+        return cls(base, never.long(), never, [spectra], steady=True)
 
     def power(self, transform: Stft, frames: int) -> Tensor:
         """Return N (F, T) in a transform."""
