@@ -16,6 +16,7 @@ import torch
 
 from harmonic_lowering.cli import main
 from harmonic_lowering.denoise import Denoiser
+from harmonic_lowering.denoise.estimator import Estimate
 from harmonic_lowering.denoise.prior import PriorEstimator
 
 soundfile = pytest.importorskip("soundfile")
@@ -162,7 +163,7 @@ def test_channels_and_offset(tmp_path, channels, offset):
 
 def test_a_loud_result_is_cut_with_a_note(tmp_path, capsys, monkeypatch):
     write(tmp_path / "in.wav", np.full(5000, 0.5), "PCM_16")
-    monkeypatch.setattr(PriorEstimator, "__call__", lambda self, noisy, *rest: noisy * 3)
+    monkeypatch.setattr(PriorEstimator, "__call__", lambda self, noisy, *rest: Estimate(noisy * 3))
     refused(
         capsys, 0, "5000 samples were louder than PCM_16 holds",
         tmp_path / "in.wav", "-o", tmp_path / "out.wav",

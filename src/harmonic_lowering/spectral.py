@@ -73,6 +73,11 @@ class Stft:
         return self.n_fft // 2 + 1
 
     @property
+    def window_energy(self) -> float:
+        """Sum of the squared window, the mean power of a bin in white noise of unit variance."""
+        return 3 / 8 * self.n_fft
+
+    @property
     def shortest(self) -> int:
         """Length of the shortest sound that can be transformed (the ends are mirrored)."""
         return self.n_fft // 2 + 1

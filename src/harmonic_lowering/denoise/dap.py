@@ -15,8 +15,9 @@ import time
 import torch
 from torch import Tensor
 
-from .estimator import Report, Settings
+from .estimator import Estimate, Report, Settings
 from .network import SpectrogramUNet
+from .noise_sample import NoiseSample
 
 __all__ = ["DapEstimator"]
 
@@ -45,11 +46,14 @@ class DapEstimator:
         settings: Settings,
         report: Report,
         time_limit: float | None,
-    ) -> Tensor:
+        noise: NoiseSample | None,
+    ) -> Estimate:
         """Estimate the clean sound of a segment (C, L)."""
+        if noise is not None:
+            raise ValueError('a sample of the noise is of use to method "prior" only')
         (transform,) = settings.transforms(sample_rate)
         fitted = _fit_spectrum(transform(noisy), settings, report, time_limit)
-        return transform.inverse(fitted, noisy.shape[1])
+        return Estimate(transform.inverse(fitted, noisy.shape[1]))
 
 
 def _fit_spectrum(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,15 +14,20 @@ import torch
 from torch import Tensor
 
 from .dap import DapEstimator
-from .estimator import Estimator, Settings
+from .estimator import Estimate, Estimator, Settings
+from .noise_sample import NoiseSample
 from .prior import PriorEstimator
 
-__all__ = ["Block", "Denoised", "Denoiser", "Progress", "segment_bounds"]
+__all__ = ["Block", "Denoised", "Denoiser", "Progress", "Stream", "Summary", "segment_bounds"]
 
 _METHODS: dict[str, Estimator] = {"prior": PriorEstimator(), "dap": DapEstimator()}
 _QUALITIES = ("fast", "default", "best")
 _LAYERS = ("harmonic", "plain")
 _MOST_BINS = 600_000  # of a segment's spectrogram: what bounds the memory at high rates
+_PERIODIC = 0.6  # a sample of the noise beyond is hardly noise
+_LITTLE_DB = 6.0  # of attenuation is little
+_NOISY_DB = 30.0  # signal-to-noise ratio of recordings that have noise to remove
+_RANGE_DB = 120.0  # of what a summary tells
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,31 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Summary:
+    """What was found and done; None where it is not known.
+
+    Attributes
+    ----------
+    noise_dbfs : float or None
+        Level of the estimated noise, the mean over time and channels; 0 dBFS is a mean square of 1.
+    snr_db : float or None
+        Estimated signal-to-noise ratio of the recording.
+    steady : bool or None
+        Whether the level of the noise never changes. Where it does, some of it may remain.
+    removed_db : float or None
+        By how much the estimated noise was attenuated.
+    warning : str
+        A sentence to show to the user, or empty.
+    """
+
+    noise_dbfs: float | None = None
+    snr_db: float | None = None
+    steady: bool | None = None
+    removed_db: float | None = None
+    warning: str = ""
+
+
+@dataclass(frozen=True)
 class Denoised:
     """The result: `waveform` and `noise` add up to the input; computing it took `seconds`."""
 
@@ -55,6 +86,23 @@ class Denoised:
     noise: Tensor
     sample_rate: int
     seconds: float
+    summary: Summary = Summary()
+
+
+class Stream(Iterator[Block]):
+    """The blocks of a recording; `summary` tells about those that came so far."""
+
+    def __init__(self, blocks: Iterator[Block], account: _Account) -> None:
+        self._blocks = blocks
+        self._account = account
+
+    def __next__(self) -> Block:
+        return next(self._blocks)
+
+    @property
+    def summary(self) -> Summary:
+        """What was found and done."""
+        return self._account.summary()
 
 
 @dataclass(frozen=True)
@@ -201,6 +249,9 @@ class Denoiser:
         waveform: Tensor,
         sample_rate: int,
         progress: Callable[[Progress], object] | None = None,
+        *,
+        noise: Tensor | None = None,
+        noise_rate: int | None = None,
     ) -> Denoised:
         """Denoise a recording that is in memory.
 
@@ -212,11 +263,22 @@ class Denoiser:
         progress : callable, optional
             Called after each step. When it returns true, the segment is filtered with what was
             learnt so far, and the rest of the recording stays as it is.
+        noise : Tensor [shape=(L,) or (C, L)], optional
+            A sample of the noise alone, 0.1 s or longer (``"prior"``). Its mean spectrum replaces
+            the estimate: everything as loud as that is removed, all the time. With one channel it
+            holds for all channels.
+        noise_rate : int >= 1, Hz, optional
+            Rate of `noise`, at least the recording's; by default the same.
 
         Returns
         -------
         Denoised
             Its tensors have the shape and dtype of `waveform`.
+
+        Warns
+        -----
+        UserWarning
+            If `noise` seems to be a voice or music, which would be removed.
         """
         if waveform.ndim not in (1, 2):
             raise ValueError(
@@ -224,12 +286,17 @@ class Denoiser:
             )
         began = time.monotonic()
         channels = waveform if waveform.ndim == 2 else waveform[None]
-        blocks = self.stream(
-            lambda start, stop: channels[:, start:stop], channels.shape[1], sample_rate, progress
+        stream = self.stream(
+            lambda start, stop: channels[:, start:stop],
+            channels.shape[1],
+            sample_rate,
+            progress,
+            noise=noise,
+            noise_rate=noise_rate,
         )
-        parts = zip(*blocks, strict=True)
-        clean, noise = (torch.cat(part, 1).reshape(waveform.shape) for part in parts)
-        return Denoised(clean, noise, sample_rate, time.monotonic() - began)
+        parts = zip(*stream, strict=True)
+        clean, removed = (torch.cat(part, 1).reshape(waveform.shape) for part in parts)
+        return Denoised(clean, removed, sample_rate, time.monotonic() - began, stream.summary)
 
     def stream(
         self,
@@ -237,7 +304,10 @@ class Denoiser:
         length: int,
         sample_rate: int,
         progress: Callable[[Progress], object] | None = None,
-    ) -> Iterator[Block]:
+        *,
+        noise: Tensor | None = None,
+        noise_rate: int | None = None,
+    ) -> Stream:
         """Denoise a recording of any length in bounded memory.
 
         Parameters
@@ -246,14 +316,15 @@ class Denoiser:
             ``read(start, stop)`` returns samples start..stop, a Tensor [shape=(C, stop − start)].
         length : int
             Samples of the recording.
-        sample_rate, progress
+        sample_rate, progress, noise, noise_rate
             As for a call.
 
-        Yields
-        ------
-        Block
-            The next n clean samples and what was removed from them, each a Tensor [shape=(C, n)];
-            all blocks together hold `length` samples.
+        Returns
+        -------
+        Stream
+            An iterator over `Block`, the next n clean samples and what was removed from them, each
+            a Tensor [shape=(C, n)]; all blocks together hold `length` samples. Its `summary` is
+            complete after the last one.
         """
         if sample_rate < 1:
             raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
@@ -264,6 +335,35 @@ class Denoiser:
                 f"the recording has {length} samples, shorter than one window of "
                 f"{window.n_fft} ({1000 * window.n_fft / sample_rate:.0f} ms)"
             )
+        sample = None if noise is None else self._sample(noise, noise_rate, sample_rate)
+        account = _Account()
+        blocks = self._blocks(read, length, sample_rate, settings, sample, account, progress)
+        return Stream(blocks, account)
+
+    def _sample(self, noise: Tensor, noise_rate: int | None, sample_rate: int) -> NoiseSample:
+        if noise_rate is not None and noise_rate < 1:
+            raise ValueError(f"noise_rate must be a positive number of Hz, got {noise_rate}")
+        channels = noise[None] if noise.ndim == 1 else noise
+        sample = NoiseSample(channels, noise_rate or sample_rate, sample_rate)
+        if sample.periodicity() > _PERIODIC:
+            warnings.warn(
+                "the sample of the noise seems to be a voice or music; whatever resembles it is "
+                "removed",
+                stacklevel=3,
+            )
+        return sample
+
+    def _blocks(
+        self,
+        read: Callable[[int, int], Tensor],
+        length: int,
+        sample_rate: int,
+        settings: Settings,
+        sample: NoiseSample | None,
+        account: _Account,
+        progress: Callable[[Progress], object] | None,
+    ) -> Iterator[Block]:
+        window = settings.transforms(sample_rate)[0]
         overlap = max(window.n_fft, round(self.overlap_s * sample_rate))
         longest = min(
             round(self.segment_s * sample_rate), _MOST_BINS // window.bins * window.hop_length
@@ -286,13 +386,16 @@ class Denoiser:
                 left = len(bounds) - index
                 share = None if ends is None else max(0.0, ends - time.monotonic()) / left
                 place = (index + 1, len(bounds))
-                clean, stopped = self._clean(noisy, sample_rate, settings, share, place, progress)
+                clean, stopped = self._clean(
+                    noisy, sample_rate, settings, sample, account, share, place, progress
+                )
             if tail is not None:
                 clean[:, :overlap] = torch.lerp(tail, clean[:, :overlap], fade.to(clean))
             last = index == len(bounds) - 1
             tail = None if last else clean[:, -overlap:]
             done = clean if last else clean[:, :-overlap]
-            yield Block(done, noisy[:, : done.shape[1]] - done)
+            before = noisy[:, : done.shape[1]]
+            yield Block(done, before - done)
 
     def _settings(self) -> Settings:
         """Return the method's settings, with what was set here."""
@@ -317,6 +420,8 @@ class Denoiser:
         noisy: Tensor,
         sample_rate: int,
         settings: Settings,
+        sample: NoiseSample | None,
+        account: _Account,
         time_limit: float | None,
         place: tuple[int, int],
         progress: Callable[[Progress], object] | None,
@@ -338,12 +443,66 @@ class Denoiser:
                 stopped = bool(progress(Progress(*place, step, most, loss, ended)))
             return stopped
 
-        clean = _METHODS[self.method](scaled, sample_rate, settings, report, time_limit)
-        left = 1 - self.strength
+        estimate = _METHODS[self.method](
+            scaled,
+            sample_rate,
+            settings,
+            report,
+            time_limit,
+            None if sample is None else sample.scaled(1 / scale),
+        )
+        clean = estimate.clean
+        kept = 1 - self.strength
         if self.atten_lim is not None:
-            left = max(left, 10 ** (-self.atten_lim / 20))
+            kept = max(kept, 10 ** (-self.atten_lim / 20))
+        account.add(estimate, scaled, scale, kept)
         clean[noisy.abs().amax(1) == 0] = 0
-        return torch.lerp(clean, scaled, left) * scale, stopped
+        return torch.lerp(clean, scaled, kept) * scale, stopped
+
+
+class _Account:
+    """The sums that a summary is made of, weighted by the length of each segment."""
+
+    def __init__(self) -> None:
+        self._samples = 0
+        self._sound = self._noise = self._left = 0.0
+        self._steady: list[bool] = []
+
+    def add(self, estimate: Estimate, noisy: Tensor, scale: float, kept: float) -> None:
+        """Add a segment that was divided by `scale`; `kept` is the share of noise mixed back."""
+        if estimate.noise_power is None:
+            return
+        audible = noisy[noisy.abs().amax(1) > 0]
+        noise = estimate.noise_power * scale**2 * audible.numel()
+        self._samples += audible.numel()
+        self._sound += float(audible.double().square().sum()) * scale**2
+        self._noise += noise
+        self._left += noise * (kept + (1 - kept) * math.sqrt(estimate.left)) ** 2
+        if estimate.steady is not None:
+            self._steady.append(estimate.steady)
+
+    def summary(self) -> Summary:
+        """Return the levels, and a warning where the noise could not be found well."""
+        if self._noise == 0:
+            return Summary()
+        snr_db = _decibels(self._sound - self._noise, self._noise)
+        removed_db = _decibels(self._noise, self._left)
+        steady = all(self._steady) if self._steady else None
+        warning = ""
+        if steady is False and snr_db < _NOISY_DB and removed_db < _LITTLE_DB:
+            warning = (
+                "little of the noise may have been removed: its level changes, and its quiet "
+                "moments may have been taken for all of it; a sample of the noise would help"
+            )
+        noise_dbfs = _decibels(self._noise, self._samples)
+        return Summary(noise_dbfs, snr_db, steady, removed_db, warning)
+
+
+def _decibels(power: float, reference: float) -> float:
+    """Return a ratio of powers in dB, within what can be told."""
+    tiny = 10 ** (-_RANGE_DB / 10)
+    ratio = max(power, 0.0) / reference if reference > 0 else math.inf
+    return 10 * math.log10(min(max(ratio, tiny), 1 / tiny))
 
 
 def segment_bounds(length: int, segment: int, overlap: int) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What a denoising method is: settings of its own, and an estimate of one segment's clean sound."""
+"""What a denoising method is: settings of its own, and an estimate of the clean sound."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Protocol, TypeAlias
 from torch import Tensor
 
 from ..spectral import Stft
+from .noise_sample import NoiseSample
 
-__all__ = ["Estimator", "Report", "Settings"]
+__all__ = ["Estimate", "Estimator", "Report", "Settings"]
 
 # report(step, loss, ended) is called after each step, `ended` being why it is the last, or empty.
 # The fit ends at once when it returns true.
@@ -43,6 +44,20 @@ class Settings:
         return [Stft.for_rate(sample_rate, window, self.overlap) for window in self.windows_s]
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """The clean sound (C, L), and what is known of its noise.
+
+    `noise_power` is its mean square over the channels that are not silent, `left` the share of it
+    that the filter lets pass, `steady` whether its level never changes.
+    """
+
+    clean: Tensor
+    noise_power: float | None = None
+    left: float = 0.0
+    steady: bool | None = None
+
+
 class Estimator(Protocol):
     """A denoising method."""
 
@@ -56,5 +71,6 @@ class Estimator(Protocol):
         settings: Settings,
         report: Report,
         time_limit: float | None,
-    ) -> Tensor:
+        noise: NoiseSample | None,
+    ) -> Estimate:
         """Estimate the clean sound of a segment (C, L) with peaks between 0.5 and 1."""

@@ -77,7 +77,7 @@ def shrinkage_risk(power: Tensor, noise: Tensor) -> float:
     ----------
     power : Tensor [shape=(F, T)]
         |X|².
-    noise : Tensor [shape=(F,)]
+    noise : Tensor [shape=(F, T) or (F, 1)]
         N.
 
     References
@@ -85,9 +85,8 @@ def shrinkage_risk(power: Tensor, noise: Tensor) -> float:
     Stein, "Estimation of the mean of a multivariate normal distribution", Annals of Statistics
     1981; Donoho and Johnstone, "Adapting to unknown smoothness via wavelet shrinkage", JASA 1995.
     """
-    level = noise[:, None]
-    shrunk = level + _SUBTRACTED**2 * level.square() / power.clamp_min(level)
-    risk = torch.where(power > _SUBTRACTED * level, shrunk, power - level)
+    shrunk = noise + _SUBTRACTED**2 * noise.square() / torch.maximum(power, noise)
+    risk = torch.where(power > _SUBTRACTED * noise, shrunk, power - noise)
     return float(risk.sum() / power.sum())
 
 

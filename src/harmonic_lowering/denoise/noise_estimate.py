@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["estimate_noise"]
+__all__ = ["estimate_noise", "truncated_mean"]
 
 _SHAPE_QUANTILE = 0.2
 _MEDIAN_RADIUS = 12  # bins
@@ -56,29 +56,33 @@ def estimate_noise(power: Tensor, band: int = 16) -> Tensor:
     shape = _smooth(shape.clamp_min(floor).log()).exp()
 
     ratio = audible / shape[:, None]
-    bins, half = len(ratio), band // 2
+    bins = len(ratio)
+    half = min(band, bins) // 2
     edges = (half, half + -bins % half)
-    bands = F.pad(ratio.T[None], edges, mode="reflect")[0].T.unfold(0, band, half)
-    level = _truncated_mean(bands.reshape(len(bands), -1))
+    bands = F.pad(ratio.T[None], edges, mode="reflect")[0].T.unfold(0, 2 * half, half)
+    level = truncated_mean(bands.reshape(len(bands), -1))
     points = (len(level) - 1) * half + 1
     level = F.interpolate(level.log()[None, None], points, mode="linear", align_corners=True)
     return (shape * level[0, 0, :bins].exp()).clamp_min(floor)
 
 
-def _truncated_mean(values: Tensor) -> Tensor:
+def truncated_mean(values: Tensor) -> Tensor:
     """Return the mean of the exponential distribution that the small values of a row come from."""
     reach = torch.linspace(0.02, 20, 4000, dtype=values.dtype, device=values.device)  # θ/N
     share = torch.expm1(reach).reciprocal() - reach.reciprocal()  # −E[P | P<θ]/θ, rising
+    values = values.sort(1).values
+    sums = F.pad(values.cumsum(1, dtype=torch.float64), (1, 0))
     # Start from a low quantile: too high rather than too low, yet below any steady tones.
-    mean = torch.quantile(values, _START_QUANTILE, dim=1) / -math.log1p(-_START_QUANTILE)
+    mean = values[:, round(_START_QUANTILE * (values.shape[1] - 1))]
+    mean = mean / -math.log1p(-_START_QUANTILE)
     mean = mean.clamp_min(torch.finfo(values.dtype).tiny * 1e6)  # bands of exact zeros
     for _ in range(_ITERATIONS):
         threshold = _THRESHOLD * mean
-        small = values < threshold[:, None]
-        average = (values * small).sum(1) / small.sum(1).clamp_min(1) / threshold
-        found = torch.searchsorted(share, -average).clamp_max(len(reach) - 1)
+        small = torch.searchsorted(values, threshold[:, None])
+        average = sums.gather(1, small)[:, 0] / small[:, 0].clamp_min(1)
+        found = torch.searchsorted(share, -(average / threshold).to(share))
         # Bounded steps: the first threshold may lie far outside the noise.
-        mean = torch.clamp(threshold / reach[found], 0.7 * mean, 1.1 * mean)
+        mean = (threshold / reach[found.clamp_max(len(reach) - 1)]).clamp(0.7 * mean, 1.1 * mean)
     return mean
 
 

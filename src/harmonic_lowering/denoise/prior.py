@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..spectral import Stft
-from .estimator import Report, Settings
+from .estimator import Estimate, Report, Settings
 from .fit import fit_weights
 from .hum import subtract_hum
 from .likelihood import posterior_gain, shrinkage_risk
-from .noise_estimate import estimate_noise
+from .noise_model import NoiseModel
+from .noise_sample import NoiseSample
 from .rumble import cut_rumble
 
 __all__ = ["PriorEstimator"]
@@ -23,6 +25,8 @@ _STEPS = {"fast": 50, "default": 300, "best": 600}
 _STARTS = {"fast": 1, "default": 1, "best": 3}
 _CROP_S = 1.33  # of the recording, which one step sees
 _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB tells no more about the gain and only disturbs the fit
+
+_Models: TypeAlias = Sequence[NoiseModel | NoiseSample | None]  # of each channel, None if silent
 
 
 class PriorEstimator:
@@ -46,14 +50,32 @@ class PriorEstimator:
         settings: Settings,
         report: Report,
         time_limit: float | None,
-    ) -> Tensor:
+        noise: NoiseSample | None,
+    ) -> Estimate:
         """Estimate the clean sound of a segment (C, L)."""
         dehummed = subtract_hum(noisy, sample_rate) if settings.hum else noisy
-        analysis = _choose_stft(dehummed, settings.transforms(sample_rate))
+        if noise is not None and len(noise.waveform) not in (1, len(noisy)):
+            raise ValueError(
+                f"the sample of the noise has {len(noise.waveform)} channels and the recording "
+                f"{len(noisy)}; it must have one or as many"
+            )
+        models: list[NoiseModel | NoiseSample | None] = []
+        for index, channel in enumerate(dehummed):
+            if not bool(channel.any()):
+                models.append(None)
+            elif noise is not None:
+                models.append(noise.channel(index))
+            else:
+                models.append(NoiseModel.of(channel, sample_rate, settings.windows_s))
+        analysis = _choose_stft(dehummed, settings.transforms(sample_rate), models)
         crop = round(_CROP_S * sample_rate / analysis.transform.hop_length)
         spectrum = _filter(analysis, crop, settings, report, time_limit)
         clean = analysis.transform.inverse(spectrum, noisy.shape[1])
-        return cut_rumble(clean, dehummed, sample_rate) if settings.rumble else clean
+        if settings.rumble:
+            clean = cut_rumble(clean, dehummed, sample_rate)
+        found = [model for model in models if isinstance(model, NoiseModel)]
+        steady = all(model.steady for model in found) if found else None
+        return Estimate(clean, *analysis.noise_powers(spectrum), steady)
 
 
 @dataclass(frozen=True)
@@ -66,27 +88,43 @@ class _Analysis:
     noises: list[Tensor]
 
     @classmethod
-    def of(cls, sound: Tensor, transform: Stft) -> _Analysis:
+    def of(cls, sound: Tensor, transform: Stft, models: _Models) -> _Analysis:
         spectrum = transform(sound)
-        powers = [power for power in spectrum.abs().square() if bool(power.max() > 0)]
-        return cls(transform, spectrum, powers, [estimate_noise(power) for power in powers])
+        pairs = [
+            (power, model.power(transform, power.shape[1]))
+            for power, model in zip(spectrum.abs().square(), models, strict=True)
+            if model is not None
+        ]
+        return cls(
+            transform, spectrum, [power for power, _ in pairs], [noise for _, noise in pairs]
+        )
 
     @property
     def risk(self) -> float:
         """How badly this transform suits the segment."""
         return sum(map(shrinkage_risk, self.powers, self.noises))
 
+    def noise_powers(self, filtered: Tensor) -> tuple[float | None, float]:
+        """Return the mean square of the noise and the share of it that a filter lets pass."""
+        if not self.noises:
+            return None, 0.0
+        gain = filtered.abs().square().sum(0) / torch.stack(self.powers).sum(0)
+        noise = torch.stack(self.noises)
+        left = (noise * gain.nan_to_num()).sum() / noise.sum()
+        return float(noise.mean()) / self.transform.window_energy, float(left)
+
     def ratio(self) -> Tensor:
         """Return |X|²/N, the mean over the channels, so that they share one gain."""
         pairs = zip(self.powers, self.noises, strict=True)
-        ratios = [power / noise[:, None] for power, noise in pairs]
+        ratios = [power / noise for power, noise in pairs]
         return torch.stack(ratios).mean(0).clamp_max(_LARGEST_RATIO)
 
 
-def _choose_stft(dehummed: Tensor, transforms: Sequence[Stft]) -> _Analysis:
+def _choose_stft(dehummed: Tensor, transforms: Sequence[Stft], models: _Models) -> _Analysis:
     """Return the segment in the transform of least risk, of those no longer than the segment."""
     fitting = (transform for transform in transforms if transform.n_fft <= dehummed.shape[1])
-    return min((_Analysis.of(dehummed, each) for each in fitting), key=lambda each: each.risk)
+    analyses = (_Analysis.of(dehummed, transform, models) for transform in fitting)
+    return min(analyses, key=lambda analysis: analysis.risk)
 
 
 def _filter(
