@@ -238,9 +238,11 @@ def _digest(method: Method) -> str:
     if method.run.__name__ == "run":  # a Denoiser's
         folder = Path(harmonic_lowering.__file__).parent
         of_prior = (
-            "fit.py", "hum.py", "likelihood.py", "noise_estimate.py", "prior.py", "rumble.py",
+            "fit.py", "hum.py", "likelihood.py", "noise_estimate.py", "noise_model.py",
+            "noise_sample.py", "prior.py", "rumble.py",
         )  # fmt: skip
-        spared = of_prior if method.name == "dap" else ("dap.py",)
+        of_mask = "mask.py", "mask_network.py"
+        spared = (*of_mask, *(of_prior if method.name == "dap" else ("dap.py",)))
         files = [*sorted((folder / "denoise").glob("*.py")), folder / "spectral.py"]
         sources = [file.read_text() for file in files if file.name not in spared]
     else:
