@@ -143,22 +143,29 @@ class AudioReader:
 
     Attributes
     ----------
-    sample_rate, channels, length : int
+    sample_rate, channels : int
     format : AudioFormat
     metadata : Metadata
         What `AudioWriter` needs to keep tags, chunks and dates.
-    offset : Tensor [shape=(channels, 1)]
-        Constant offset of each channel (mean of the first five minutes).
+    promised : int
+        Length by the header; 0 if it does not say.
 
     Raises
     ------
     AudioError
-        If there is no such file, or it is not sound, or holds no samples.
+        If there is no such file, or it is not sound; from `length` on also if it holds no samples
+        or a value that is no number.
 
     Warns
     -----
     UserWarning
         Once, if the recording was cut off or is damaged; what can be decoded is there.
+
+    Examples
+    --------
+    >>> with AudioReader("examples/amiable.wav") as reader:
+    ...     reader.sample_rate, reader.length, reader.read(0, 16000).shape
+    (16000, 53248, torch.Size([1, 16000]))
     """
 
     def __init__(self, path: str | os.PathLike[str], *, patience_s: float = math.inf) -> None:
@@ -166,23 +173,36 @@ class AudioReader:
         self._spool: Any = None
         self._decoder: Any = None
         self._survey: _Survey | None = None
+        self._length: int | None = None  # not looked for yet
+        self._offset = torch.empty(0, 1)
+        self._patience_s = patience_s
         self._note = ""
         self._window = (0, torch.empty(0, 0))  # start, and the samples from there on
         try:
             self._place = self._regular()
             self._open()
-            self._measure(patience_s)
         except OSError as error:
             self.close()
             raise _refusal(self.path, error) from error
         except BaseException:
             self.close()
             raise
-        if self.length < 1:
-            self.close()
-            raise AudioError(
-                f"{self.path}: holds no samples{f' ({self._note})' * bool(self._note)}"
-            )
+
+    @property
+    def length(self) -> int:
+        """Samples of each channel."""
+        if self._length is None:
+            self._length = self._measure()
+            if self._length < 1:
+                why = f" ({self._note})" if self._note else ""
+                raise AudioError(f"{self.path}: holds no samples{why}")
+        return self._length
+
+    @property
+    def offset(self) -> Tensor:
+        """Constant offset of each channel (C, 1): the mean of the first five minutes."""
+        _ = self.length
+        return self._offset
 
     # Opening
 
@@ -235,7 +255,8 @@ class AudioReader:
         except AudioError as error:
             raise AudioError(str(error).replace(str(self._place), str(self.path), 1)) from error
         self.sample_rate, self.channels = self._probe.sample_rate, self._probe.channels
-        self.format, self._claimed = self._probe.format, 0
+        self.format = self._probe.format
+        self.promised = round((self._probe.seconds or 0) * self.sample_rate)
         if self._probe.tracks > 1:
             warnings.warn(
                 f"{self.path}: has {self._probe.tracks} sound tracks, the first one is used",
@@ -243,22 +264,22 @@ class AudioReader:
             )
 
     def _known(self, first: _Sndfile) -> None:
-        self.format, self._claimed = first.format, first.claimed
+        self.format, self.promised = first.format, first.claimed
         self.sample_rate, self.channels = first.file.samplerate, first.file.channels
         first.close()
         chunks = self._chunks
         if chunks and not chunks.streamed and self.format.plain:
             # In Wave64 libsndfile takes what follows the samples for samples.
             size = self.channels * self.format.sample_bytes
-            self._claimed = min(self._claimed, chunks.present // size)
-        if not self._claimed and self.format.plain and chunks and chunks.family == "RIFF":
+            self.promised = min(self.promised, chunks.present // size)
+        if not self.promised and self.format.plain and chunks and chunks.family == "RIFF":
             # A recorder that crashed wrote no size: everything that follows are samples.
             self._raw = {
                 "samplerate": self.sample_rate, "channels": self.channels, "format": "RAW",
                 "subtype": self.format.subtype, "endian": "LITTLE", "start": chunks.data_start,
             }  # fmt: skip
             with_size = _Sndfile(self._place, self._raw)
-            self._claimed = with_size.claimed
+            self.promised = with_size.claimed
             with_size.close()
 
     def _with_bitrate(self, file: BinaryIO) -> None:
@@ -275,9 +296,9 @@ class AudioReader:
             bitrate = getattr(info, "bitrate", 0)
             if self.format.container == "MP3":
                 variable = info.bitrate_mode == mp3.BitrateMode.VBR
-        if not bitrate and self._claimed:
+        if not bitrate and self.promised:
             size = os.fstat(file.fileno()).st_size
-            bitrate = round(8 * size * self.sample_rate / self._claimed)
+            bitrate = round(8 * size * self.sample_rate / self.promised)
         self.format = replace(self.format, bitrate=bitrate or None, variable=variable)
 
     def _decode(self) -> _Decoder:
@@ -293,24 +314,21 @@ class AudioReader:
         """Whether the header tells the length for certain, and any place can be read at once."""
         return self._probe is None and self.format.plain
 
-    def _measure(self, patience_s: float) -> None:
-        wanted = (
-            math.inf
-            if self.format.subtype in ("FLOAT", "DOUBLE") or not self._exact
-            else (round(_OFFSET_S * self.sample_rate))
-        )
+    def _measure(self) -> int:
+        # Integers in their places are all sound; of them only the offset is of interest.
+        integers = self._exact and self.format.depth is not None
+        wanted = round(_OFFSET_S * self.sample_rate) if integers else math.inf
         self._survey = survey = _Survey(self, wanted)
         survey.start()
-        survey.far_enough.wait()
+        survey.far_enough.wait()  # for the offset, which must not depend on the time it takes
         # Only a header that does not guess is a reason to begin.
-        promised = self._exact or (self._claimed and self._claim_counts())
-        survey.join(patience_s if promised and patience_s < math.inf else None)
+        promised = self._exact or (self.promised and self._claim_counts())
+        survey.join(self._patience_s if promised and self._patience_s < math.inf else None)
+        self._offset = survey.offset
         if survey.is_alive():
-            self.length = self._claimed
-        else:
-            self.length = self._settled()
-            self._survey = None
-        self.offset = survey.offset()
+            return self.promised
+        length, self._survey = self._settled(), None
+        return length
 
     def _claim_counts(self) -> bool:
         """Whether the header counts samples; blocks of GSM or ADPCM, say, are longer by nature."""
@@ -328,7 +346,7 @@ class AudioReader:
                 size += 10
             file.seek(size)
             frame = file.read(512)
-        return bool(self._claimed) and (b"Xing" in frame or b"Info" in frame or b"VBRI" in frame)
+        return bool(self.promised) and (b"Xing" in frame or b"Info" in frame or b"VBRI" in frame)
 
     def _settled(self) -> int:
         """Take over what the survey found, and say once what is wrong."""
@@ -337,14 +355,14 @@ class AudioReader:
         if survey.error is not None:
             raise survey.error
         self._probe = survey.probe or self._probe
-        length = self._claimed if self._exact else survey.length
+        length = self.promised if self._exact else survey.length
         # Behind the first of several files joined together ffmpeg finds headers, not damage.
-        joined = survey.probe is not None and 0 < self._claimed <= length
+        joined = survey.probe is not None and 0 < self.promised <= length
         problem = "" if joined else survey.problem
         if self._chunks is not None and self._chunks.cut:
             problem = problem or "its header promises more"
-        elif not problem and length < self._claimed and self._claim_counts():
-            problem = f"its header promises {self._claimed / self.sample_rate:.2f} s"
+        elif not problem and length < self.promised and self._claim_counts():
+            problem = f"its header promises {self.promised / self.sample_rate:.2f} s"
         if self.format.container == "OGG" and not problem and _ogg_is_cut(self._place):
             problem = "its last page is missing"
         if problem and not self._note:
@@ -399,8 +417,8 @@ class AudioReader:
         if self._survey is not None and not self._survey.is_alive():
             length, other_decoder = self._settled(), self._survey.probe is not None
             self._survey = None
-            if length != self.length or other_decoder:
-                self.length = length
+            if length != self._length or other_decoder:
+                self._length = length
                 self._restart()
                 if length < 1:
                     raise AudioError(f"{self.path}: holds no samples that can be decoded")
@@ -452,6 +470,7 @@ class _Survey(threading.Thread):
         self._sum = torch.zeros(reader.channels, dtype=torch.float64)
         self._squares = torch.zeros(reader.channels, dtype=torch.float64)
         self._counted = 0
+        self.offset = torch.empty(0, 1)
 
     def run(self) -> None:
         try:
@@ -477,13 +496,13 @@ class _Survey(threading.Thread):
             return
         if (probe.sample_rate, probe.channels) != (reader.sample_rate, reader.channels):
             return
-        before = self.length, self.problem, self._sum, self._squares, self._counted
+        before = self.length, self.problem
         self.problem = ""
         self._through(ffmpeg.Decoder(reader._place, probe))
         if self.length > before[0] or (self.length == before[0] and not self.problem):
             self.probe = probe
         else:
-            self.length, self.problem, self._sum, self._squares, self._counted = before
+            self.length, self.problem = before
 
     def _through(self, decoder: _Decoder) -> None:
         reader, span = self._reader, round(_OFFSET_S * self._reader.sample_rate)
@@ -500,9 +519,12 @@ class _Survey(threading.Thread):
                     self._sum += block.sum(1, dtype=torch.float64)
                     self._squares += block.double().square().sum(1)
                     self._counted += block.shape[1]
-                else:
+                elif not self.far_enough.is_set():
+                    self.offset = self._mean()
                     self.far_enough.set()
                 self.length += block.shape[1]
+            if not self.far_enough.is_set():
+                self.offset = self._mean()
             self.problem = decoder.problem
             self._left = decoder.left_over() if isinstance(decoder, _Sndfile) else 0
         finally:
@@ -513,15 +535,15 @@ class _Survey(threading.Thread):
         reader = self._reader
         if reader._chunks is not None:  # the samples end where their chunk does
             return True
-        if reader._claim_counts() and self.length < reader._claimed:
+        if reader._claim_counts() and self.length < reader.promised:
             return False
         return self._left <= _LEFT_OVER or self._left <= _trailing_tag(reader._place)
 
-    def offset(self) -> Tensor:
+    def _mean(self) -> Tensor:
         """Mean of each channel, where it is no accident."""
         mean = self._sum / max(1, self._counted)
         spread = (self._squares / max(1, self._counted) - mean.square()).clamp_min(0).sqrt()
-        mean[mean.abs() < 0.01 * spread] = 0
+        mean[mean.abs() < 0.02 * spread] = 0
         return mean[:, None].to(self._reader.format.dtype)
 
 

@@ -108,6 +108,12 @@ class AudioWriter:
             raise
         return self
 
+    def name(self, path: Path) -> None:
+        """Have the file appear under another name in the same folder, and replace what is there."""
+        assert self._part is not None
+        self.path = self._part.target = path
+        self.overwrite = True
+
     def _open(self, part: Part) -> Any:
         if self._encoder is not None:
             target: int | Path = part.fd if os.name == "posix" else part.path

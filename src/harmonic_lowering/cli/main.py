@@ -12,14 +12,14 @@ from types import FrameType
 from typing import cast
 
 from . import bench, build_native, denoise
-from .status import INTERRUPTED
+from .status import INTERRUPTED, Parser
 
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Collect the subcommands; each module adds its own parser and a function to `run`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="harmonic-lowering",
         description="Harmonic convolution for audio spectrograms.",
         epilog="exit status: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted",
@@ -36,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     in_main_thread = threading.current_thread() is threading.main_thread()
     # So that `finally` clears up; only the main thread may ask for it.
-    previous = {n: signal.signal(n, _terminate) for n in _ENDING if in_main_thread}
+    previous = {
+        number: signal.signal(number, _terminate)
+        for number in _ENDING
+        if in_main_thread and signal.getsignal(number) != signal.SIG_IGN  # nohup stays nohup
+    }
     try:
         return cast(int, arguments.run(arguments))
     except KeyboardInterrupt:
@@ -55,4 +59,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _terminate(number: int, _: FrameType | None) -> None:
+    print("terminated: nothing half-written was left behind", file=sys.stderr)
     sys.exit(128 + number)
