@@ -19,7 +19,7 @@ _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 def build_parser() -> argparse.ArgumentParser:
     """Collect the subcommands; each module adds its own parser and a function to `run`."""
-    parser = Parser(
+    parser: argparse.ArgumentParser = Parser(
         prog="harmonic-lowering",
         description="Harmonic convolution for audio spectrograms.",
         epilog="exit status: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted",
