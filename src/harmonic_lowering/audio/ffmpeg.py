@@ -211,7 +211,7 @@ class Encoding:
         self._process = subprocess.Popen(
             [_program("ffmpeg"), "-nostdin", "-v", "error", "-y", "-threads", "1",
              "-f", self.sample_format, "-ar", str(sample_rate), "-ac", str(channels), *layout,
-             "-i", "pipe:0", *chapters, "-map", "0:a", "-map_metadata", "-1", *kept, *options,
+             "-i", "pipe:0", *chapters, "-map", "0:a", "-map_metadata:g", "-1", *kept, *options,
              "-f", encoder.muxer, f"file:{place}"],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._errors,
             pass_fds=[target] if isinstance(target, int) else [],
@@ -291,7 +291,12 @@ def _url(path: Path) -> str:
 
 def _reason(errors: str, path: Path) -> str:
     """Give the last line that ffmpeg wrote, without the file's name and addresses in memory."""
-    lines = [line for line in errors.splitlines() if line.strip() and "repeated" not in line]
+    about_covers = ("[png @", "[mjpeg @", "[bmp @", "[gif @", "[webp @")
+    lines = [
+        line
+        for line in errors.splitlines()
+        if line.strip() and "repeated" not in line and not line.startswith(about_covers)
+    ]
     said = lines[-1].strip() if lines else ""
     said = said.replace(f"{_url(path)}: ", "").replace(str(path.absolute()), path.name)
     return said.split("] ", 1)[-1][:200]

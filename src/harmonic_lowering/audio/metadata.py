@@ -93,7 +93,7 @@ class Metadata:
         else:
             lost += [str(chunk) for chunk in self.chunks if not self._told_in_words(chunk)]
             tags = self.tags
-            if format.container == "FLAC" and mask is not None:
+            if format.container in ("FLAC", "OGG") and mask is not None:
                 tags = _with_mask(tags, mask)
             if tags:
                 lost += tagging.write(file, tags)

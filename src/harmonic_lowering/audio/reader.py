@@ -483,7 +483,7 @@ class _Survey(threading.Thread):
     def _run(self) -> None:
         reader = self._reader
         self._through(reader._decode())
-        more = self.problem or not self._claim_holds()
+        more = self.problem or not self.length or not self._claim_holds()
         if not more or reader._exact or reader._probe is not None or self.stop.is_set():
             return
         # libsndfile stopped where it should not: what does ffmpeg make of it?

@@ -172,7 +172,7 @@ class AudioWriter:
                 lost = self._describe()
             except (soundfile().SoundFileError, OSError) as error:
                 raise self._full(error) from error
-            self._verify()
+            lost += self._verify()
             self.metadata.stamp(self._part.fd, self._part.path)
             self._part.publish(overwrite=self.overwrite)
         finally:
@@ -200,16 +200,18 @@ class AudioWriter:
                 file.flush()
                 return [f"tags ({type(error).__name__})"]
 
-    def _verify(self) -> None:
-        """Decode what was written, to its end."""
+    def _verify(self) -> list[str]:
+        """Decode what was written, to its end; return what it did not take."""
         assert self._part is not None
         if not self._written:
-            return
+            return []
+        if not os.path.lexists(self._part.path):
+            raise AudioError(f"{self.path}: cannot be written, its folder is gone")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 with AudioReader(self._part.path) as written:
-                    length = written.length
+                    length, mask = written.length, written.metadata.channel_mask
             except AudioError as error:
                 raise self._full(error) from error
         most = self._written + (
@@ -217,6 +219,9 @@ class AudioWriter:
         )
         if not self._written <= length <= most:
             raise self._full(f"{length} of {self._written} samples are there")
+        wanted = self.metadata.channel_mask
+        moved = wanted is not None and self.channels > 2 and mask != wanted
+        return ["which speaker a channel is for"] if moved else []
 
     def _report(self, lost: list[str]) -> None:
         if self.clipped:

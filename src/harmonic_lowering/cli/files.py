@@ -109,7 +109,7 @@ def _sources(inputs: Sequence[str]) -> tuple[list[_Source], list[tuple[Path, str
         if not name:
             raise ValueError("an input's name is empty")
         path = Path(name)
-        if name == "-" or not path.is_dir():
+        if name == "-" or not os.path.isdir(path):
             sources.append(_Source(path))
             continue
         unreadable: list[OSError] = []
@@ -159,7 +159,7 @@ def _named(option: str, pattern: str | None, source: _Source, count: int) -> Pat
             "ext": extension, "sub": str(source.sub),
         }  # fmt: skip
         named = Path(_filled(option, pattern, fields))
-    elif place.is_dir():
+    elif os.path.isdir(place):
         named = place / source.sub / _fitting(label, suffix)
     elif count > 1:
         raise ValueError(
@@ -173,8 +173,8 @@ def _named(option: str, pattern: str | None, source: _Source, count: int) -> Pat
         )
     else:
         named = place
-    mirrored = place.is_dir() or "{sub}" in pattern
-    if not mirrored and not named.parent.is_dir():
+    mirrored = os.path.isdir(place) or "{sub}" in pattern
+    if not mirrored and not os.path.isdir(named.parent):
         raise ValueError(
             f"{option} {pattern}: there is no folder {named.parent}; make it first "
             f"(mkdir -p {named.parent})"
@@ -227,7 +227,7 @@ def _refuse_losses(jobs: Sequence[Job]) -> None:
             real = os.path.realpath(path)
             if real in inputs:
                 raise ValueError(f"{path}: the output would replace the input; name another")
-            if path.is_dir():
+            if os.path.isdir(path):
                 raise ValueError(f"{path}: is a folder, expected a name for a file")
             if real in taken:
                 raise ValueError(

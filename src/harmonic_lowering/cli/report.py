@@ -27,10 +27,11 @@ class Report:
         self._lengths: dict[int, float] = {}  # of the recordings, seconds
         self._done: dict[int, float] = {}
         self._bar: Any = None
-        # Names may have bytes that no encoding knows; a terminal may know little.
-        for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors=errors)
+        # A name goes out as the bytes that it has; messages go to terminals that may know little.
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
+        if hasattr(sys.stderr, "reconfigure"):
+            sys.stderr.reconfigure(errors="backslashreplace")
 
     def __enter__(self) -> Report:
         return self
