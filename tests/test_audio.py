@@ -254,6 +254,7 @@ def test_a_recorder_that_crashed_left_a_size_of_zero(tmp_path, whole_file_too, s
         ("cut.w64", []),
         ("cut.aiff", []),
         ("cut.caf", []),
+        ("cut.au", []),
         ("cut.flac", []),
         ("cut.mp3", ["-b:a", "192k"]),
         ("cut.ogg", ["-c:a", "libvorbis", "-q:a", "9", "-page_duration", "100000"]),
@@ -332,8 +333,14 @@ def test_a_named_pipe_is_read(tmp_path, name):
 @posix
 @pytest.mark.parametrize(
     "name",
-    [b"-take1.m4a", b"12:30 talk.m4a", b"concat:a.m4a", b"\xe9t\xe9.m4a", b"%03d \\'$(id)`.m4a"]
-    + [("音" * 80 + ".m4a").encode()],
+    [
+        b"-take1.m4a",
+        b"12:30 talk.m4a",
+        b"concat:a.m4a",
+        b"\xe9t\xe9.m4a",
+        b"%03d \\'$(id)`.m4a",
+        "音".encode() * 80 + b".m4a",
+    ],
 )
 def test_names_are_names(made, tmp_path, monkeypatch, name):
     path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))

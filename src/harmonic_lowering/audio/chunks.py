@@ -44,7 +44,7 @@ class Chunk:
 class Chunks:
     """What a walk over a file finds."""
 
-    family: str  # "RIFF", "AIFF" or "CAF": those with one namespace
+    family: str  # "RIFF", "AIFF", "CAF": those with one namespace; or "AU"
     carried: list[Chunk]
     channel_mask: int | None = None
     too_long: list[str] | None = None
@@ -106,10 +106,14 @@ def _layout(head: bytes) -> _Layout | None:
 
 
 def walk(file: BinaryIO) -> Chunks | None:
-    """Read all chunks but the samples; None if the file has none."""
+    """Read all chunks but the samples; None if the file is of another kind."""
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
-    layout = _layout(file.read(40))
+    head = file.read(40)
+    if head[:4] == b".snd" and len(head) >= 24:  # no chunks, but a size
+        start, size = struct.unpack(">II", head[4:12])
+        return Chunks("AU", [], None, [], start, size, min(size, max(0, end - start)))
+    layout = _layout(head)
     if layout is None:
         return None
     found = Chunks(layout.family, [], too_long=[])

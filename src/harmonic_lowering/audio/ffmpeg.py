@@ -41,6 +41,7 @@ _LAYOUTS = {  # channel masks, as in WAVE_FORMAT_EXTENSIBLE
     "6.1": 0x70F, "6.1(back)": 0x13F, "6.1(front)": 0x6CB, "7.0": 0x637, "7.0(front)": 0x6C7,
     "7.1": 0x63F, "7.1(wide)": 0xFF, "7.1(wide-side)": 0x6CF, "octagonal": 0x737,
 }  # fmt: skip
+_TIMED = ("mov", "asf", "matroska", "flv", "wv", "tta", "ape", "caf")
 _LOSSLESS = (
     "alac",
     "flac",
@@ -69,6 +70,7 @@ class Probe:
     format: AudioFormat
     channel_mask: int | None = None
     seconds: float | None = None
+    timed: bool = False  # whether the file tells its duration, and it is no estimate
     tags: dict[str, str] = field(default_factory=dict)
     tracks: int = 1
 
@@ -103,6 +105,7 @@ def probe(path: Path) -> Probe:
         AudioFormat("FFMPEG", _subtype(first), bitrate=bitrate or None),
         _LAYOUTS.get(first.get("channel_layout", "")),
         float(seconds) if seconds else None,
+        str(whole.get("format_name", "")).split(",")[0] in _TIMED,
         {key.lower(): str(value) for key, value in tags.items()},
         len(streams),
     )

@@ -330,6 +330,13 @@ class AudioReader:
         length, self._survey = self._settled(), None
         return length
 
+    def _least(self) -> float:
+        """Samples that are there if nothing was cut off."""
+        if self.format.container == "FFMPEG":
+            timed = self._probe is not None and self._probe.timed
+            return min(0.98 * self.promised, self.promised - 0.2 * self.sample_rate) if timed else 0
+        return self.promised if self._claim_counts() else 0
+
     def _claim_counts(self) -> bool:
         """Whether the header counts samples; blocks of GSM or ADPCM, say, are longer by nature."""
         container = self.format.container
@@ -361,7 +368,7 @@ class AudioReader:
         problem = "" if joined else survey.problem
         if self._chunks is not None and self._chunks.cut:
             problem = problem or "its header promises more"
-        elif not problem and length < self.promised and self._claim_counts():
+        elif not problem and length < self._least():
             problem = f"its header promises {self.promised / self.sample_rate:.2f} s"
         if self.format.container == "OGG" and not problem and _ogg_is_cut(self._place):
             problem = "its last page is missing"
