@@ -667,7 +667,7 @@ def test_what_cannot_be_written_is_found_out_before_the_work(noisy, tmp_path, ca
 def test_what_does_not_fit_on_the_disk_is_found_out_before_the_work(noisy, capsys, monkeypatch):
     usage = shutil.disk_usage(noisy.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    refused(capsys, 1, "needs 0 MB, and 0 MB are free on its disk", noisy)
+    refused(capsys, 1, "needs 0.0 MB, and 0.0 MB are free on its disk", noisy)
 
 
 def test_the_folder_vanishes(noisy, tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -49,6 +50,7 @@ class _Decoder(Protocol):
     def close(self) -> None: ...
 
 
+@functools.lru_cache(1)
 def _forward() -> Any:
     class Forward(soundfile().SoundFile):  # type: ignore[misc]
         """Reads on and on: a seek after each block, as soundfile does, upsets some codecs."""

@@ -52,7 +52,7 @@ class _Pool:
     def __init__(self, options: Options, size: int) -> None:
         self._options, self._size = options, size
         self._context = multiprocessing.get_context("spawn")
-        self._at_work: dict[Connection, tuple[Any, int, Job] | None] = {}
+        self._at_work: dict[Connection, tuple[int, Job] | None] = {}
         self._processes: dict[Connection, Any] = {}
 
     def run(
@@ -85,7 +85,7 @@ class _Pool:
         for connection, work in self._at_work.items():
             if work is None and waiting:
                 number, job = waiting.pop()
-                self._at_work[connection] = (None, number, job)
+                self._at_work[connection] = (number, job)
                 connection.send((number, job))
 
     def _hear(self, connection: Connection, progress: Told) -> Iterator[tuple[int, Outcome]]:
@@ -97,13 +97,13 @@ class _Pool:
             del self._at_work[connection]
             process.join()
             if work is not None:
-                yield work[1], Outcome(work[2], "failed", _died(work[2], process.exitcode))
+                yield work[0], Outcome(work[1], "failed", _died(work[1], process.exitcode))
             return
         if isinstance(word, Outcome):
             self._at_work[connection] = None
             yield number, word
         elif work is not None:
-            progress(number, work[2].source.name, *word)
+            progress(number, work[1].source.name, *word)
 
     def _end(self) -> None:
         for process in self._processes.values():

@@ -133,7 +133,7 @@ def _check_target(path: Path, reader: AudioReader, needs: Needs) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise AudioError(
-            f"{path}: needs {size / 1e6:.0f} MB, and {max(0, free - needed + size) / 1e6:.0f} MB "
+            f"{path}: needs {size / 1e6:.1f} MB, and {max(0, free - needed + size) / 1e6:.1f} MB "
             "are free on its disk"
         )
     needs.bytes_on[device] = needed
