@@ -27,7 +27,7 @@ from .metadata import Metadata
 __all__ = ["AudioReader", "LengthChanged"]
 
 _BLOCK = 1 << 16  # samples decoded at once
-_OFFSET_S = 300.0  # of the beginning, that tells a constant offset
+_OFFSET_S = 120.0  # of the beginning, that tells a constant offset
 _LARGEST = 1e30  # no sound; its square would not be a number
 _LEFT_OVER = 4096  # bytes behind the last sample: room for old tags
 # Order of channels in Vorbis and Opus, in terms of the order of WAV and everything else.
@@ -202,7 +202,7 @@ class AudioReader:
 
     @property
     def offset(self) -> Tensor:
-        """Constant offset of each channel (C, 1): the mean of the first five minutes."""
+        """Constant offset of each channel (C, 1): the mean of the first two minutes."""
         _ = self.length
         return self._offset
 

@@ -27,7 +27,7 @@ from .files import PIPE, Job
 __all__ = ["Needs", "Options", "Outcome", "check", "denoise_one"]
 
 _PLOTTED_S = 30.0  # of the beginning of a recording; more would not be seen
-_PATIENCE_S = 3.0  # for a long file's true end; then the work begins, and starts anew if need be
+_PATIENCE_S = 0.5  # for a long file's true end; then the work begins, and starts anew if need be
 
 
 @dataclass(frozen=True)
