@@ -144,7 +144,8 @@ def child(folder: Path, first: int, last: int, seed: int) -> None:
         if finding:
             (folder / "found").mkdir(exist_ok=True)
             (folder / "found" / f"{number}{path.suffix}").write_bytes(data)
-            print(f"FOUND {number} {path.suffix} -> {target.suffix}: {finding}", flush=True)
+            line = " / ".join(finding.split("\n")[-4:])
+            print(f"FOUND {number} {path.suffix} -> {target.suffix}: {line}", flush=True)
         print("done", number, what, flush=True)
 
 
@@ -178,7 +179,7 @@ def fuzz(count: int, seed: int, folder: Path) -> list[str]:
                     print(
                         f"{next_one} of {count}: {read} read, {len(findings)} findings", flush=True
                     )
-            elif word[0] == "FOUND" or not word[0].isdigit():
+            elif word[0] == "FOUND":
                 findings.append(line)
                 print(line, end="", flush=True)
             else:

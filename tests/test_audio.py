@@ -507,9 +507,12 @@ def test_the_rate_is_converted_where_the_codec_needs_it(tmp_path, suffix, rate):
     if suffix == "m4a" and not shutil.which("ffmpeg"):
         pytest.skip("no ffmpeg here")
     time = np.arange(45000) / 45000
-    soundfile.write(tmp_path / "in.ogg", 0.5 * np.sin(2 * np.pi * 440 * time), 45000)
+    sine = 0.5 * np.sin(2 * np.pi * 440 * time)
+    soundfile.write(tmp_path / "in.ogg", sine, 45000)  # lossy, so that M4A is AAC
+    soundfile.write(tmp_path / "in.wav", sine, 45000, subtype="DOUBLE")
+    source = "in.ogg" if suffix == "m4a" else "in.wav"
     with pytest.warns(UserWarning, match=f"was converted from 45000 to {rate} Hz"):
-        copy(tmp_path / "in.ogg", tmp_path / f"out.{suffix}")
+        copy(tmp_path / source, tmp_path / f"out.{suffix}")
     with AudioReader(tmp_path / f"out.{suffix}") as reader:
         assert reader.sample_rate == rate
         found = reader.read()[0, 4800:38400].numpy()

@@ -205,7 +205,8 @@ class Encoding:
         else:
             options += ["-sample_fmt", "s16p" if format.depth == 16 else "s32p"]
             options += ["-bits_per_raw_sample", str(format.depth)]
-        layout = ["-channel_layout", hex(channel_mask)] if channel_mask else []
+        known = channel_mask is not None and channel_mask.bit_count() == channels
+        layout = ["-channel_layout", hex(channel_mask or 0)] if known else []
         # Chapters, as of audiobooks, come from the recording itself; tags are written later.
         chapters = [] if source is None else [*_SAFE, "-i", _url(source)]
         kept = ["-map_chapters", "-1" if source is None else "1"]

@@ -91,9 +91,8 @@ class AudioWriter:
         self._resampler: Any = None
         if self.target_rate != sample_rate:
             soxr = import_optional("soxr", "converting the rate", "harmonic-lowering[audio]")
-            dtype = "float64" if format.dtype == torch.float64 else "float32"
             self._resampler = soxr.ResampleStream(
-                sample_rate, self.target_rate, channels, dtype, quality="VHQ"
+                sample_rate, self.target_rate, channels, "float64", quality="VHQ"
             )
 
     def __enter__(self) -> AudioWriter:
@@ -142,7 +141,7 @@ class AudioWriter:
             self.clipped += over
         samples = waveform.detach().cpu().T.contiguous().numpy()
         if self._resampler is not None:
-            samples = self._resampler.resample_chunk(samples)
+            samples = self._resampler.resample_chunk(samples.astype("f8"))
         self._put(samples)
 
     def _put(self, samples: Any) -> None:
@@ -165,7 +164,9 @@ class AudioWriter:
                 self._abort()
                 return
             if self._resampler is not None:
-                self._put(self._resampler.resample_chunk(_empty(self.channels), last=True))
+                self._put(
+                    self._resampler.resample_chunk(_empty(self.channels).astype("f8"), last=True)
+                )
             sink, self._sink = self._sink, None
             try:
                 sink.close()
@@ -213,7 +214,7 @@ class AudioWriter:
                 with AudioReader(self._part.path) as written:
                     length, mask = written.length, written.metadata.channel_mask
             except AudioError as error:
-                raise self._full(error) from error
+                raise self._full("it does not decode") from error
         most = self._written + (
             _DELAY if self._encoder is not None else _longest_block(self.format)
         )
