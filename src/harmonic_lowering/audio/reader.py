@@ -26,7 +26,8 @@ from .metadata import Metadata
 
 __all__ = ["AudioReader", "LengthChanged"]
 
-_BLOCK = 1 << 16  # samples decoded at once
+_BLOCK = 1 << 17  # samples of all channels decoded at once
+_MOST_CHANNELS = 1024  # libsndfile's own limit, which it does not ask of every header
 _OFFSET_S = 120.0  # of the beginning, that tells a constant offset
 _LARGEST = 1e30  # no sound; its square would not be a number
 _LEFT_OVER = 4096  # bytes behind the last sample: room for old tags
@@ -236,6 +237,11 @@ class AudioReader:
                 self._foreign(error)
             else:
                 self._known(first)
+            if not 0 < self.channels <= _MOST_CHANNELS or self.sample_rate < 1:
+                raise AudioError(
+                    f"{self.path}: is damaged, its header tells of {self.channels} channels at "
+                    f"{self.sample_rate} Hz"
+                )
             self.metadata = Metadata.read(file, self._place, self._chunks, self._probe)
             self._with_bitrate(file)
         if self._spool is not None:
@@ -404,7 +410,8 @@ class AudioReader:
             place, samples = start, samples[:, :0]
         parts, have = [samples[:, max(0, start - place) :]], place + samples.shape[1]
         while have < stop:
-            part = self._decoder.read(min(_BLOCK, stop - have) if self._exact else _BLOCK)
+            block = max(1, _BLOCK // self.channels)
+            part = self._decoder.read(min(block, stop - have) if self._exact else block)
             if not part.shape[1]:
                 self._ended(have)
             parts.append(part[:, max(0, start - have) :])
@@ -515,11 +522,12 @@ class _Survey(threading.Thread):
 
     def _through(self, decoder: _Decoder) -> None:
         reader, span = self._reader, round(_OFFSET_S * self._reader.sample_rate)
+        count = max(1, _BLOCK // reader.channels)
         self.length, self._counted = 0, 0
         self._sum, self._squares = torch.zeros_like(self._sum), torch.zeros_like(self._squares)
         try:
             while not self.stop.is_set() and self.length < self._wanted:
-                block = decoder.read(_BLOCK)
+                block = decoder.read(count)
                 if not block.shape[1]:
                     break
                 if (bad := _not_sound(block)) is not None:

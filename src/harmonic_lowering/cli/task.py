@@ -376,7 +376,8 @@ def _plot(beginning: _Beginning, job: Job, names: Job, overwrite: bool) -> None:
 def _sentence(error: Exception, job: Job) -> str:
     """Say in one line what went wrong with which file."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+    lacks_memory = isinstance(error, RuntimeError) and "memory" in text.lower()
+    if isinstance(error, MemoryError) or lacks_memory:
         text = "not enough memory; close other programs, or cut the recording into channels"
     elif isinstance(error, OSError) and error.strerror:
         text = error.strerror + (f" ({os.fsdecode(error.filename)})" if error.filename else "")
