@@ -12,7 +12,7 @@ CORE_SOURCES := $(wildcard src/harmonic_lowering/engines/native/csrc/*.cpp src/h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast lint sanitize wheel bench bench-peers bench-denoise native clean
+.PHONY: help demo test test-fast lint sanitize fuzz wheel bench bench-peers bench-denoise formats native clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -85,8 +85,16 @@ bench-denoise: $(READY) native ## measure the denoiser beside its peers, on reco
 	done
 	@$(PY) -m benchmarks.denoise $(ARGS)
 
+formats: $(READY) ## read, write, tag, cut and join files of every kind; writes docs/formats.md
+	@command -v ffmpeg >/dev/null || { echo "this needs the program ffmpeg (apt install ffmpeg)"; exit 1; }
+	@$(PY) -m benchmarks.formats $(ARGS)
+
+fuzz: $(READY) ## read and copy ten thousand damaged files under a memory limit
+	@echo "== damaged sound files; what misbehaves is kept in fuzz-findings"
+	@$(PY) tests/fuzz_audio.py $(ARGS)
+
 clean: ## remove the environments, caches and outputs
-	rm -rf $(VENV) $(VENV)-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output
+	rm -rf $(VENV) $(VENV)-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist demo-output fuzz-findings
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment: made anew only when the files that describe it change.

@@ -41,10 +41,15 @@ def _browser() -> str | None:
     return None if shutil.which("chromium") else "no chromium here"
 
 
+def _ffmpeg() -> str | None:
+    return None if shutil.which("ffmpeg") else "the program ffmpeg is not installed here"
+
+
 MISSING: dict[str, Callable[[], str | None]] = {
     "gpu": _accelerator,
     "peer": _peer,
     "browser": _browser,
+    "ffmpeg": _ffmpeg,
 }
 
 

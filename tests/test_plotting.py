@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from harmonic_lowering import FrequencyTaps, HarmonicConv2d, plot_taps
+from harmonic_lowering.plotting import plot_spectrograms
 
 
 def boxes(axes):
@@ -71,3 +72,26 @@ def test_without_matplotlib_the_call_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"a picture needs .*'harmonic-lowering\[plot\]'"):
         plot_taps(FrequencyTaps.harmonic(3), torch.zeros(9, 9))
+
+
+def images(figure):
+    return [axis.images[0] for axis in figure.axes if axis.images]
+
+
+def test_the_level_of_a_full_sine_is_0_dbfs():
+    pytest.importorskip("matplotlib")
+    sine = torch.sin(2 * torch.pi * 1000 * torch.arange(16000) / 16000)
+    figure = plot_spectrograms({"before": sine, "after": 0.1 * sine}, 16000, title="$name$ 音.wav")
+    before, after = images(figure)
+    assert float(before.get_array()[:, 20].max()) == pytest.approx(0, abs=0.1)
+    assert float(after.get_array()[:, 20].max()) == pytest.approx(-20, abs=0.1)
+    assert before.get_clim() == after.get_clim() == pytest.approx((-80, 0), abs=0.1)
+    assert figure.axes[-1].get_ylabel() == "level (dBFS)"
+    assert figure.get_suptitle() == "$name$ 音.wav"
+
+
+def test_silence_is_dark():
+    pytest.importorskip("matplotlib")
+    figure = plot_spectrograms({"before": torch.zeros(2, 4000)}, 8000)
+    (image,) = images(figure)
+    assert float(image.norm(image.get_array()).max()) <= 0

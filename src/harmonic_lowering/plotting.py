@@ -15,6 +15,8 @@ from .taps import FrequencyTaps
 
 __all__ = ["plot_spectrograms", "plot_taps"]
 
+_QUIET_DBFS = -50.0  # what is nowhere louder is drawn dark
+
 
 def plot_taps(
     taps: FrequencyTaps | Any,
@@ -120,9 +122,12 @@ def plot_taps(
 
 
 def plot_spectrograms(
-    waveforms: Mapping[str, Tensor], sample_rate: int, *, range_db: float = 80.0
+    waveforms: Mapping[str, Tensor], sample_rate: int, *, range_db: float = 80.0, title: str = ""
 ) -> Any:
-    """Draw spectrograms under each other, all on one scale of dB.
+    """Draw spectrograms under each other, all on one scale of dBFS.
+
+    0 dBFS is a sine of full scale. The colours reach down from the loudest bin of all, or from
+    −50 dBFS if that is louder, so that silence is dark.
 
     Parameters
     ----------
@@ -130,7 +135,9 @@ def plot_spectrograms(
         Powers of several channels are averaged.
     sample_rate : int, Hz
     range_db : float > 0
-        Range of the colours below the loudest bin of all.
+        Range of the colours.
+    title : str
+        Stands above all, as the name of the recording; drawn as it is, without mathematics.
 
     Returns
     -------
@@ -138,26 +145,29 @@ def plot_spectrograms(
         Save it with ``figure.savefig(path)``; no window is opened and no global state is touched.
     """
     transform = Stft.for_rate(sample_rate)
+    full_scale = transform.n_fft / 4  # |X| of a sine of amplitude 1, in a Hann window
     levels = {}
-    for title, waveform in waveforms.items():
-        spectrum = transform(waveform if waveform.ndim == 2 else waveform[None])
-        levels[title] = 10 * spectrum.abs().square().mean(0).clamp_min(1e-20).log10()
-    loudest = max(float(level.max()) for level in levels.values())
+    for name, waveform in waveforms.items():
+        spectrum = transform(waveform if waveform.ndim == 2 else waveform[None]) / full_scale
+        levels[name] = 10 * spectrum.abs().square().mean(0).clamp_min(1e-20).log10()
+    top = max(_QUIET_DBFS, *(float(level.max()) for level in levels.values()))
     figure = _matplotlib("figure").Figure(figsize=(9, 2.7 * len(levels)), layout="constrained")
     axes = figure.subplots(len(levels), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (title, waveform) in zip(axes, waveforms.items(), strict=True):
+    for axis, (name, waveform) in zip(axes, waveforms.items(), strict=True):
         image = axis.imshow(
-            levels[title].cpu().numpy(),
+            levels[name].cpu().numpy(),
             origin="lower",
             aspect="auto",
             extent=(0, waveform.shape[-1] / sample_rate, 0, sample_rate / 2000),
-            vmin=loudest - range_db,
-            vmax=loudest,
+            vmin=top - range_db,
+            vmax=top,
             cmap="magma",
         )
-        axis.set(title=title, ylabel="frequency (kHz)")
+        axis.set(title=name, ylabel="frequency (kHz)")
     axes[-1].set_xlabel("time (s)")
-    figure.colorbar(image, ax=list(axes), label="level (dB)")
+    if title:
+        figure.suptitle(title, parse_math=False)
+    figure.colorbar(image, ax=list(axes), label="level (dBFS)")
     return figure
 
 

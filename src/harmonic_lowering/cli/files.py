@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..audio import FILE_TYPES
 
-__all__ = ["PIPE", "Job", "plan"]
+__all__ = ["PARTIAL", "PIPE", "Job", "Plan", "plan"]
 
 PIPE = Path("-")  # standard input or output
-_FOREIGN = ("m4a", "mp4", "aac", "wma", "webm", "mka", "mkv", "amr", "ac3", "m4b")  # by ffmpeg
-_FIELDS = ("stem", "suffix", "name", "folder")
-_DEFAULT = "{folder}/{stem}-denoised{suffix}"
+PARTIAL = ".partial"  # before the suffix of what an interrupted run wrote
+_MADE = "-denoised"
+_LONGEST_NAME = 255  # bytes, on all common file systems
+# Read with the help of ffmpeg, and not written.
+_FOREIGN = (
+    "3g2", "3gp", "aac", "ac3", "adts", "amr", "ape", "asf", "avi", "dsf", "dts", "eac3", "flv",
+    "gsm", "m2ts", "mka", "mkv", "mov", "mp2", "mp4", "mpc", "mpeg", "mpg", "mts", "mxf", "oma",
+    "ra", "rm", "shn", "spx", "tak", "ts", "tta", "voc", "webm", "wma", "wmv", "nist", "sph",
+    "ircam", "sf", "avr", "iff", "8svx", "pvf", "paf", "sds",
+)  # fmt: skip
+_FIELDS = ("stem", "suffix", "name", "folder", "ext", "sub")
 
 
 @dataclass(frozen=True)
@@ -25,18 +34,38 @@ class Job:
     target: Path
     noise: Path | None = None
     picture: Path | None = None
+    makes_folder: bool = False  # whether folders of the outputs may be made
 
     @property
     def outputs(self) -> list[Path]:
         """Every file that is to be written."""
-        return [
-            path for path in (self.target, self.noise, self.picture) if path not in (None, PIPE)
-        ]
+        wanted = (self.target, self.noise, self.picture)
+        return [path for path in wanted if path is not None and path != PIPE]
+
+    def partial(self) -> Job:
+        """The names of what is written when the work is interrupted: never those of the whole."""
+        if self.target == PIPE:
+            return self
+        named = [_with_partial(path) if path else None for path in (self.noise, self.picture)]
+        return replace(self, target=_with_partial(self.target), noise=named[0], picture=named[1])
 
 
-def plan(
-    inputs: Sequence[str], output: str | None, noise_out: str | None, *, plot: bool
-) -> list[Job]:
+@dataclass(frozen=True)
+class Plan:
+    """All jobs, and what cannot be one: a path with the reason."""
+
+    jobs: list[Job] = field(default_factory=list)
+    refused: list[tuple[Path, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Source:
+    path: Path
+    sub: Path = Path()  # where it lies below the folder that was given
+    found: bool = False  # in a folder, not named
+
+
+def plan(inputs: Sequence[str], output: str | None, noise_out: str | None, *, plot: bool) -> Plan:
     """Name all outputs, and refuse before any work what would lose a file.
 
     Raises
@@ -44,11 +73,9 @@ def plan(
     ValueError
         If a name is wrong, or two outputs share a file, or an output is one of the inputs.
     """
-    sources = _sources(inputs)
-    if len(sources) > 1 and PIPE in sources:
+    sources, refused = _sources(inputs)
+    if len(sources) > 1 and any(source.path == PIPE for source in sources):
         raise ValueError("- (standard input) cannot be mixed with other inputs")
-    if output is None:
-        output = "-" if sources == [PIPE] else _DEFAULT
     jobs = []
     for source in sources:
         target = _named("--output", output, source, len(sources))
@@ -59,55 +86,81 @@ def plan(
                 raise ValueError("--noise-out cannot be -, only the result goes to a pipe")
         if plot and target == PIPE:
             raise ValueError("--plot draws beside the output, so --output cannot be -")
-        jobs.append(Job(source, target, noise, target.with_suffix(".png") if plot else None))
-    _refuse_losses(jobs)
-    return jobs
+        picture = target.with_suffix(".png") if plot else None
+        jobs.append(
+            Job(source.path, target, noise, picture, source.found or "{sub}" in (output or ""))
+        )
+    # A folder also holds what an earlier run wrote into it or below it: no inputs.
+    made = {os.path.realpath(path) for job in jobs for path in job.outputs}
+    kept = [
+        job
+        for job, source in zip(jobs, sources, strict=True)
+        if not (source.found and os.path.realpath(job.source) in made)
+    ]
+    _refuse_losses(kept)
+    return Plan(kept, refused)
 
 
-def _sources(inputs: Sequence[str]) -> list[Path]:
-    """Replace folders by the recordings in them, but for results of earlier runs."""
-    sources = []
+def _sources(inputs: Sequence[str]) -> tuple[list[_Source], list[tuple[Path, str]]]:
+    """Replace folders by the recordings in and below them, but for results of earlier runs."""
+    sources: list[_Source] = []
+    refused: list[tuple[Path, str]] = []
     for name in inputs:
         if not name:
             raise ValueError("an input's name is empty")
         path = Path(name)
-        if name != "-" and path.is_dir():
-            found = [
-                inside
-                for inside in sorted(path.iterdir())
-                if inside.suffix.lower().lstrip(".") in (*FILE_TYPES, *_FOREIGN)
-                and not inside.stem.endswith("-denoised")
-                and not inside.name.startswith(".")
-                and inside.is_file()
-            ]
-            if not found:
-                raise ValueError(f"{path}: no sound files in this folder")
-            sources += found
-        else:
-            sources.append(path)
-    return sources
+        if name == "-" or not os.path.isdir(path):
+            sources.append(_Source(path))
+            continue
+        unreadable: list[OSError] = []
+        found = list(_below(path, unreadable))
+        refused += [
+            (Path(os.fsdecode(error.filename)), f"may not be read ({error.strerror})")
+            for error in unreadable
+        ]
+        if not found and not unreadable:
+            raise ValueError(f"{path}: no sound files in this folder")
+        sources += found
+    once = {os.path.realpath(source.path): source for source in reversed(sources)}
+    return sorted(once.values(), key=sources.index), refused
 
 
-def _named(option: str, pattern: str, source: Path, count: int) -> Path:
+def _below(folder: Path, unreadable: list[OSError]) -> Iterator[_Source]:
+    for place, folders, files in os.walk(folder, onerror=unreadable.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(place, name)
+            known = path.suffix.lower().lstrip(".") in (*FILE_TYPES, *_FOREIGN)
+            ours = path.stem.endswith((_MADE, PARTIAL))
+            if known and not ours and not name.startswith(".") and path.is_file():
+                yield _Source(path, Path(place).relative_to(folder), found=True)
+
+
+def _named(option: str, pattern: str | None, source: _Source, count: int) -> Path:
     """Give the path that `pattern`, a file, folder or template, means for a recording."""
+    path = source.path
+    # A type that can be read with ffmpeg's help only cannot be written; WAV holds everything.
+    extension = path.suffix.lstrip(".")
+    kept = extension.lower() in FILE_TYPES
+    suffix = path.suffix if kept else ".wav"
+    stem = "stdin" if path == PIPE else path.stem
+    # So that talk.mp4 and talk.wav, denoised one after the other, do not meet in one name.
+    label = stem if kept or not extension or path == PIPE else path.name
+    if pattern is None:
+        return PIPE if path == PIPE else path.with_name(_fitting(label, _MADE + suffix))
     if pattern == "-":
         if count > 1:
             raise ValueError(f"{option} -: a pipe takes one recording, got {count}")
         return PIPE
-    # A type that can be read with ffmpeg's help only cannot be written; WAV holds everything.
-    kept = source.suffix.lower().lstrip(".") in FILE_TYPES
-    suffix = source.suffix if kept else ".wav"
-    stem = "stdin" if source == PIPE else source.stem
     place = Path(pattern)
     if "{" in pattern:
-        fields = {"stem": stem, "suffix": suffix, "name": stem + suffix}
-        try:
-            path = Path(pattern.format(**fields, folder=source.parent))
-        except (KeyError, ValueError, IndexError) as error:
-            known = ", ".join(f"{{{field}}}" for field in _FIELDS)
-            raise ValueError(f"{option} {pattern}: a template may use {known}") from error
-    elif place.is_dir():
-        path = place / (stem + suffix)
+        fields = {
+            "stem": stem, "suffix": suffix, "name": stem + suffix, "folder": str(path.parent),
+            "ext": extension, "sub": str(source.sub),
+        }  # fmt: skip
+        named = Path(_filled(option, pattern, fields))
+    elif os.path.isdir(place):
+        named = place / source.sub / _fitting(label, suffix)
     elif count > 1:
         raise ValueError(
             f"{option} {pattern}: several inputs need an existing folder; make it first "
@@ -119,18 +172,51 @@ def _named(option: str, pattern: str, source: Path, count: int) -> Path:
             "file with its type, as .wav"
         )
     else:
-        path = place
-    if not path.parent.is_dir():
+        named = place
+    mirrored = os.path.isdir(place) or "{sub}" in pattern
+    if not mirrored and not os.path.isdir(named.parent):
         raise ValueError(
-            f"{option} {pattern}: there is no folder {path.parent}; make it first "
-            f"(mkdir -p {path.parent})"
+            f"{option} {pattern}: there is no folder {named.parent}; make it first "
+            f"(mkdir -p {named.parent})"
         )
-    if path.suffix.lower().lstrip(".") not in FILE_TYPES:
+    if named.suffix.lower().lstrip(".") not in FILE_TYPES:
         raise ValueError(
-            f"{option} {path}: cannot write the file type '{path.suffix}'; name it one of "
+            f"{option} {named}: cannot write the file type '{named.suffix}'; name it one of "
             f"{', '.join(FILE_TYPES)}"
         )
-    return path
+    if len(os.fsencode(named.name)) > _LONGEST_NAME:
+        raise ValueError(
+            f"{option} {pattern}: the name for {path.name} is longer than {_LONGEST_NAME} bytes"
+        )
+    return named
+
+
+def _filled(option: str, pattern: str, fields: dict[str, str]) -> str:
+    """Fill in a template that has names of fields only: no attributes, widths or conversions."""
+    known = f"a template may use {', '.join(f'{{{name}}}' for name in _FIELDS)}"
+    try:
+        parts = list(string.Formatter().parse(pattern))
+    except ValueError as error:
+        raise ValueError(f"{option} {pattern}: {known} ({error})") from error
+    text = ""
+    for literal, name, form, conversion in parts:
+        text += literal
+        if name is not None:
+            if name not in fields or form or conversion:
+                raise ValueError(f"{option} {pattern}: {known}")
+            text += fields[name]
+    return text
+
+
+def _fitting(stem: str, end: str) -> str:
+    """Join a name, shortened at the end of its stem if the file system could not hold it."""
+    while stem and len(os.fsencode(stem + end)) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return stem + end
+
+
+def _with_partial(path: Path) -> Path:
+    return path.with_name(_fitting(path.stem, PARTIAL + path.suffix))
 
 
 def _refuse_losses(jobs: Sequence[Job]) -> None:
@@ -141,11 +227,11 @@ def _refuse_losses(jobs: Sequence[Job]) -> None:
             real = os.path.realpath(path)
             if real in inputs:
                 raise ValueError(f"{path}: the output would replace the input; name another")
-            if path.is_dir():
+            if os.path.isdir(path):
                 raise ValueError(f"{path}: is a folder, expected a name for a file")
             if real in taken:
                 raise ValueError(
                     f"{path}: would be written for {taken[real].source} and for {job.source}; "
-                    "name outputs apart, as with --output '{folder}/{stem}-clean{suffix}'"
+                    "name outputs apart, as with --output '{folder}/{stem}-{ext}{suffix}'"
                 )
             taken[real] = job

@@ -13,14 +13,14 @@ from typing import cast
 
 from .. import __version__
 from . import build_native, denoise, info
-from .status import INTERRUPTED
+from .status import INTERRUPTED, Parser
 
 _TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Collect the subcommands; each module adds its own parser and a function to `run`."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="harmonic-lowering",
         description="Harmonic convolution for audio spectrograms.",
         epilog="Exit status: 0 all done, 1 some failed, 2 wrong usage, 130 interrupted.",
@@ -45,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     in_main_thread = threading.current_thread() is threading.main_thread()
     # So that `finally` cleans up; only the main thread may install handlers.
-    previous = {n: signal.signal(n, _terminate) for n in _TERMINATING if in_main_thread}
+    previous = {
+        number: signal.signal(number, _terminate)
+        for number in _TERMINATING
+        if in_main_thread and signal.getsignal(number) != signal.SIG_IGN  # nohup stays nohup
+    }
     try:
         return cast(int, arguments.run(arguments))
     except KeyboardInterrupt:
@@ -64,4 +68,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _terminate(number: int, _: FrameType | None) -> None:
+    print("terminated: nothing half-written was left behind", file=sys.stderr)
     sys.exit(128 + number)

@@ -1,0 +1,386 @@
+"""One recording: what is checked before the work, the work itself, and what is told about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..audio import AudioError, AudioReader, AudioWriter, LengthChanged, replacing
+from ..audio.output import Part, check_place
+from ..denoise import Denoiser, Progress
+from .files import PIPE, Job
+
+__all__ = ["Needs", "Options", "Outcome", "check", "denoise_one"]
+
+_PLOTTED_S = 30.0  # of the beginning of a recording; more would not be seen
+_PATIENCE_S = 0.5  # for a long file's true end; then the work begins, and starts anew if need be
+
+
+@dataclass(frozen=True)
+class Options:
+    """What holds for every recording."""
+
+    denoiser: Denoiser
+    force: bool = False
+    skip_existing: bool = False
+    clip: str = "saturate"
+    separate: bool = False
+    remove_dc: bool = False
+
+
+@dataclass
+class Outcome:
+    """What became of one recording."""
+
+    job: Job
+    status: str = "done"  # or "skipped", "interrupted", "failed"
+    error: str = ""
+    notes: list[str] = field(default_factory=list)
+    target: Path = PIPE
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_folder(cls, path: Path, reason: str) -> Outcome:
+        """A folder could not be searched."""
+        return cls(Job(path, path), "failed", f"{path}: {reason}")
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """One line of JSON."""
+        told = {"input": str(self.job.source), "output": str(self.target), "status": self.status}
+        if self.status in ("failed", "skipped"):
+            told["output"] = str(self.job.target)
+        return {
+            **told,
+            **self.facts,
+            "notes": self.notes,
+            **({"error": self.error} if self.error else {}),
+        }
+
+
+@dataclass
+class Needs:
+    """Space that the checked recordings will take, by the device of their outputs."""
+
+    bytes_on: dict[int, int] = field(default_factory=dict)
+
+
+# Before the work
+
+
+def check(job: Job, options: Options, needs: Needs) -> tuple[Outcome | None, float]:
+    """Find out what will fail or can be skipped; give that outcome, or the length in seconds.
+
+    Headers are read, outputs are opened for writing and removed again.
+    """
+    try:
+        existing = [path for path in job.outputs if check_place(path)]
+        if existing and options.skip_existing and len(existing) == len(job.outputs):
+            return Outcome(job, "skipped", notes=[f"{existing[0]}: exists, skipped"]), 0.0
+        if existing and not options.force:
+            missing = [path for path in job.outputs if path not in existing]
+            but = f", but not {missing[0]}" if options.skip_existing and missing else ""
+            raise AudioError(f"{existing[0]}: exists already{but}; allow replacing it with --force")
+        for path in job.outputs:
+            _check_folder(path, job)
+        if job.source == PIPE or stat.S_ISFIFO(job.source.stat().st_mode):
+            return None, 0.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once, when the work begins
+            with AudioReader(job.source) as reader:
+                for sound in {job.target, job.noise or job.target} - {PIPE}:
+                    _check_target(sound, reader, needs)
+                return None, reader.promised / reader.sample_rate
+    except FileNotFoundError:
+        return Outcome(job, "failed", f"{job.source}: no such file"), 0.0
+    except Exception as error:
+        return Outcome(job, "failed", _sentence(error, job)), 0.0
+
+
+def _check_folder(path: Path, job: Job) -> None:
+    folder = path.parent
+    while job.makes_folder and not folder.exists():
+        folder = folder.parent
+    with Part(folder / path.name):
+        pass
+
+
+def _check_target(path: Path, reader: AudioReader, needs: Needs) -> None:
+    layout = (reader.sample_rate, reader.channels, reader.format)
+    writer = AudioWriter(path, *layout, length=reader.promised)
+    if not writer.format.plain:
+        return
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    size = reader.promised * reader.channels * writer.format.sample_bytes
+    device = folder.stat().st_dev
+    needed = needs.bytes_on.get(device, 0) + size
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise AudioError(
+            f"{path}: needs {size / 1e6:.1f} MB, and {max(0, free - needed + size) / 1e6:.1f} MB "
+            "are free on its disk"
+        )
+    needs.bytes_on[device] = needed
+
+
+# The work
+
+
+def denoise_one(
+    job: Job,
+    options: Options,
+    progress: Callable[[float, float], None],
+    stopped: Callable[[], bool],
+) -> Outcome:
+    """Denoise one recording; whatever goes wrong with it is in the outcome.
+
+    `progress` is told the seconds of sound that are done and those of the whole recording. Once
+    `stopped` returns true, the best so far is written under the name of a partial result.
+    """
+    outcome = Outcome(job, target=job.target)
+    began = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            _denoise(job, options, progress, stopped, outcome)
+        except BrokenPipeError:  # whoever reads our output went away: not the file's fault
+            raise
+        except Exception as error:
+            outcome.status, outcome.error = "failed", _sentence(error, job)
+    outcome.facts["seconds"] = round(time.monotonic() - began, 3)
+    said = [str(warning.message) for warning in caught if warning.category is UserWarning]
+    outcome.notes = list(dict.fromkeys([*said, *outcome.notes]))
+    return outcome
+
+
+def _denoise(
+    job: Job,
+    options: Options,
+    progress: Callable[[float, float], None],
+    stopped: Callable[[], bool],
+    outcome: Outcome,
+) -> None:
+    with _source(job.source) as source, AudioReader(source, patience_s=_PATIENCE_S) as reader:
+        while True:
+            try:
+                _attempt(reader, job, options, progress, stopped, outcome)
+            except LengthChanged:  # found early on: nothing of worth is lost
+                continue
+            return
+
+
+def _attempt(
+    reader: AudioReader,
+    job: Job,
+    options: Options,
+    progress: Callable[[float, float], None],
+    stopped: Callable[[], bool],
+    outcome: Outcome,
+) -> None:
+    run = _Run(reader, options, progress, stopped)
+    beginning = _Beginning(reader.sample_rate) if job.picture else None
+    if job.makes_folder:
+        for path in job.outputs:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as writing:
+        target = writing.enter_context(_target(job.target))
+        layout = (reader.sample_rate, reader.channels, reader.format)
+        keywords: dict[str, Any] = {
+            "metadata": reader.metadata, "length": reader.length, "overwrite": options.force,
+        }  # fmt: skip
+        writer = writing.enter_context(AudioWriter(target, *layout, clip=options.clip, **keywords))
+        noise = None
+        if job.noise is not None:
+            noise = writing.enter_context(AudioWriter(job.noise, *layout, **keywords))
+        loudest = 0.0
+        for clean, removed in run.blocks():
+            loudest = max(loudest, float(clean.abs().max()))
+            writer.write(clean)
+            if noise is not None:
+                noise.write(removed)
+            if beginning is not None:
+                beginning.add(clean, removed)
+        reader.settle()
+        names = job.partial() if run.asked_to_stop else job
+        if names is not job:
+            if job.target != PIPE:
+                writer.name(names.target)
+            if noise is not None and names.noise is not None:
+                noise.name(names.noise)
+    outcome.target = names.target
+    if run.asked_to_stop:
+        outcome.status = "interrupted"
+        outcome.notes.append(
+            f"{job.source}: interrupted, written with what was learnt in {run.steps} steps"
+            f"{run.left_out}; it is no whole result, so it is named {names.target.name}"
+        )
+    outcome.facts.update(
+        sample_rate=reader.sample_rate, channels=reader.channels, length=reader.length,
+        steps=run.steps, ended="interrupted" if run.asked_to_stop else run.ended,
+        clipped=writer.clipped,
+    )  # fmt: skip
+    if loudest == 0:
+        outcome.notes.append(f"{job.source}: is silent, there was nothing to remove")
+    if beginning is not None and names.picture is not None:
+        _plot(beginning, job, names, options.force or names is not job)
+
+
+class _Run:
+    """The denoiser at work on one recording, and how far it is."""
+
+    def __init__(
+        self,
+        reader: AudioReader,
+        options: Options,
+        progress: Callable[[float, float], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._reader, self._options = reader, options
+        self._progress, self._stopped = progress, stopped
+        self.steps, self.ended, self.left_out = 0, "", ""
+        self.asked_to_stop = False
+        self._places: dict[int, Progress] = {}
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give one clean stretch after the other, and what was removed from it.
+
+        The offset is taken off before and put back to the clean sound, or it counts as removed.
+        """
+        offset = self._reader.offset
+        groups: Sequence[slice] = [slice(None)]
+        if self._options.separate:
+            groups = [slice(c, c + 1) for c in range(self._reader.channels)]
+        streams = [self._stream(number, group) for number, group in enumerate(groups)]
+        for parts in zip(*streams, strict=True):
+            clean = torch.cat([part[0] for part in parts])
+            removed = torch.cat([part[1] for part in parts])
+            if self._options.remove_dc:
+                yield clean, removed + offset
+            else:
+                yield clean + offset, removed
+
+    def _stream(self, number: int, channels: slice) -> Iterator[tuple[Tensor, Tensor]]:
+        reader = self._reader
+
+        def read(start: int, stop: int) -> Tensor:
+            return (reader.read(start, stop) - reader.offset)[channels]
+
+        yield from self._options.denoiser.stream(
+            read,
+            reader.length,
+            reader.sample_rate,
+            lambda progress: self._step(number, progress),
+        )
+
+    def _step(self, number: int, progress: Progress) -> bool:
+        self.steps += 1
+        self.ended = progress.ended or self.ended
+        self._places[number] = progress
+        streams = self._reader.channels if self._options.separate else 1
+        done = sum((p.segment - 1 + p.step / p.steps) / p.segments for p in self._places.values())
+        seconds = self._reader.length / self._reader.sample_rate
+        self._progress(seconds * done / streams, seconds)
+        if self._stopped() and not self.asked_to_stop:
+            self.asked_to_stop = True
+            rest = progress.segments - progress.segment
+            if rest:
+                self.left_out = (
+                    f"; the last {rest} of {progress.segments} segments are as they were"
+                )
+        return self.asked_to_stop
+
+
+@contextmanager
+def _source(path: Path) -> Iterator[Path]:
+    """Give a file that can be read more than once, which standard input cannot."""
+    if path != PIPE:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "stdin"
+        with file.open("wb") as copy:
+            shutil.copyfileobj(sys.stdin.buffer, copy)
+        yield file
+
+
+@contextmanager
+def _target(path: Path) -> Iterator[Path]:
+    """Give a place to write to; what belongs into a pipe goes there when it is complete."""
+    if path != PIPE:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "out.wav"
+        yield file
+        # An error does not come here; and the writer, entered later, has closed the file by now.
+        with file.open("rb") as sound:
+            shutil.copyfileobj(sound, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+class _Beginning:
+    """What the picture draws."""
+
+    def __init__(self, sample_rate: int) -> None:
+        self.sample_rate = sample_rate
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._wanted = round(_PLOTTED_S * sample_rate)
+
+    def add(self, clean: Tensor, removed: Tensor) -> None:
+        if self._wanted > 0:
+            self._parts.append((clean[:, : self._wanted], removed[:, : self._wanted]))
+            self._wanted -= clean.shape[1]
+
+    def waveforms(self) -> dict[str, Tensor]:
+        clean, removed = (torch.cat(parts, 1) for parts in zip(*self._parts, strict=True))
+        return {"before": clean + removed, "after": clean, "removed": removed}
+
+
+def _plot(beginning: _Beginning, job: Job, names: Job, overwrite: bool) -> None:
+    from ..plotting import plot_spectrograms
+
+    assert names.picture is not None
+    try:
+        name = os.fsencode(job.source.name).decode("utf-8", "backslashreplace")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # letters that the font has not
+            figure = plot_spectrograms(beginning.waveforms(), beginning.sample_rate, title=name)
+            with replacing(names.picture, overwrite=overwrite) as place:
+                figure.savefig(place, format="png", dpi=120)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise AudioError(
+            f"{names.picture}: could not be drawn ({error}); {names.target} is complete"
+        ) from error
+
+
+def _sentence(error: Exception, job: Job) -> str:
+    """Say in one line what went wrong with which file."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lacks_memory = isinstance(error, RuntimeError) and "memory" in text.lower()
+    if isinstance(error, MemoryError) or lacks_memory:
+        text = "not enough memory; close other programs, or cut the recording into channels"
+    elif isinstance(error, OSError) and error.strerror:
+        text = error.strerror + (f" ({os.fsdecode(error.filename)})" if error.filename else "")
+    elif not isinstance(error, (AudioError, ValueError, OSError, ImportError)):
+        # Nobody's mistake but ours: the place helps whoever mends it.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
+        text = f"an error inside the program, please report it: {where}: {text}"
+    named = text.startswith((str(job.source), *map(str, job.outputs)))
+    return text if named else f"{job.source}: {text}"
