@@ -771,3 +771,45 @@ def test_it_runs_as_a_module():
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "usage: harmonic-lowering denoise" in told.stdout
+
+
+# A sample of the noise
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    """A tone in noise, after a second of the noise alone; and that noise in a file of its own."""
+    rng = np.random.default_rng(0)
+    time = np.arange(48000) / 16000
+    noise = rng.normal(0, 0.05, 48000)
+    write(tmp_path / "in.wav", noise + 0.3 * np.sin(2 * np.pi * 440 * time) * (time > 1))
+    write(tmp_path / "noise.wav", noise[:16000])
+    return tmp_path / "in.wav"
+
+
+def test_the_noise_can_be_told(tmp_path, noisy, capsys):
+    assert denoise(noisy, "--json", "--noise", tmp_path / "noise.wav") == 0
+    of_file = json.loads(capsys.readouterr().out)
+    of_file_sound = soundfile.read(tmp_path / "in-denoised.wav")[0]
+    assert denoise(noisy, "--json", "--force", "--noise-from", "0-1") == 0
+    of_stretch = json.loads(capsys.readouterr().out)
+    assert np.allclose(soundfile.read(tmp_path / "in-denoised.wav")[0], of_file_sound, atol=1e-4)
+    for report in (of_file, of_stretch):
+        assert abs(report["noise"]["noise_dbfs"] - 20 * np.log10(0.05)) < 1
+        assert report["noise"]["removed_db"] > 10
+    assert main(["denoise", str(noisy), "--force", "--steps", "2"]) == 0
+    assert "in.wav: noise -" in capsys.readouterr().err
+
+
+def test_a_sample_that_is_none_is_refused(tmp_path, noisy, capsys):
+    refused(capsys, 1, "--noise-from 2-9 lies outside the recording, which lasts 3 s",
+            noisy, "--noise-from", "2-9")  # fmt: skip
+    refused(capsys, 2, "two numbers of seconds, the smaller one first", noisy,
+            "--noise-from", "2-1")  # fmt: skip
+    refused(capsys, 2, "not allowed with", noisy, "--noise-from", "0-1", "--noise", noisy)
+    refused(capsys, 1, "missing.wav", noisy, "--noise", tmp_path / "missing.wav")
+    write(tmp_path / "two.wav", np.zeros((16000, 2)))
+    refused(capsys, 1, "one channel or as many as the recording, got 2 for 1", noisy,
+            "--noise", tmp_path / "two.wav")  # fmt: skip
+    write(tmp_path / "silent.wav", np.zeros(16000))
+    refused(capsys, 1, "silent", noisy, "--noise", tmp_path / "silent.wav")

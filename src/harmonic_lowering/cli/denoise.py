@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -23,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
         "denoise",
         help="remove noise from recordings",
         description="Remove noise from recordings. A network is fitted to each one alone: "
-        "no training data, no download, no sample of the noise.",
+        "no training data, no download, and no sample of the noise unless you have one.",
         epilog="Rate, channels, length, sample format, tags, pictures, chunks, dates and "
         "permissions are kept where the file type of the output has them; a note says what it has "
         "not. A file that fails is reported and the others are done. Ctrl-C writes the best so far "
@@ -43,6 +45,12 @@ def add_parser(subparsers: Any) -> None:
         "a template with {stem}, {suffix}, {name}, {folder}, {ext} (the input's own extension) and "
         "{sub} (its place below the input folder), or - for a pipe (default: "
         "{folder}/{stem}-denoised{suffix})",
+    )  # fmt: skip
+    sample = parser.add_mutually_exclusive_group()
+    sample.add_argument("--noise", metavar="FILE", type=Path, help="a recording of the noise alone")
+    sample.add_argument(
+        "--noise-from", metavar="A-B", type=_seconds,
+        help="where the recording holds the noise alone, in seconds from its beginning: 0.5-2",
     )  # fmt: skip
     add("--noise-out", metavar="PATH", help="also write what was removed; named as --output")
     add("--force", action="store_true", help="overwrite existing outputs")
@@ -143,7 +151,21 @@ def _options(arguments: argparse.Namespace) -> Options:
         clip=arguments.clip,
         separate=arguments.channels == "separate",
         remove_dc=arguments.remove_dc,
+        noise=arguments.noise,
+        noise_from=arguments.noise_from,
     )
+
+
+def _seconds(text: str) -> tuple[float, float]:
+    try:
+        start, stop = (float(part) for part in text.split("-"))
+    except ValueError:
+        start = stop = math.nan
+    if not 0 <= start < stop < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"must be two numbers of seconds, the smaller one first, such as 0.5-2; got {text!r}"
+        )
+    return start, stop
 
 
 def _work(wanted: Plan, options: Options, workers: int, report: Report, stop: _Stop) -> None:

@@ -72,6 +72,8 @@ class Report:
         self.outcomes.append(outcome)
         if number in self._lengths:
             self._done[number] = self._lengths[number]
+        if outcome.found and not self.quiet:
+            self.say(f"{outcome.job.source}: {outcome.found}")
         for note in outcome.notes:
             self.say(note if outcome.status == "skipped" else f"note: {note}")
         if outcome.error:

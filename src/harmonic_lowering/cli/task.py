@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from ..audio import AudioError, AudioReader, AudioWriter, LengthChanged, replacing
 from ..audio.output import Part, check_place
-from ..denoise import Denoiser, Progress
+from ..denoise import Denoiser, Progress, Summary
 from .files import PIPE, Job
 
 __all__ = ["Needs", "Options", "Outcome", "check", "denoise_one"]
 
 _PLOTTED_S = 30.0  # of the beginning of a recording; more would not be seen
+_SAMPLE_S = 60.0  # of a recording of the noise; more would not be more exact
 _PATIENCE_S = 0.5  # for a long file's true end; then the work begins, and starts anew if need be
 
 
@@ -40,6 +41,8 @@ class Options:
     clip: str = "saturate"
     separate: bool = False
     remove_dc: bool = False
+    noise: Path | None = None  # a file with the noise alone
+    noise_from: tuple[float, float] | None = None  # or where the recording holds it, in seconds
 
 
 @dataclass
@@ -51,6 +54,7 @@ class Outcome:
     error: str = ""
     notes: list[str] = field(default_factory=list)
     target: Path = PIPE
+    found: str = ""  # what was found and done, in words
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -102,6 +106,7 @@ def check(job: Job, options: Options, needs: Needs) -> tuple[Outcome | None, flo
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said once, when the work begins
             with AudioReader(job.source) as reader:
+                _sample_of_the_noise(reader, options)
                 for sound in {job.target, job.noise or job.target} - {PIPE}:
                     _check_target(sound, reader, needs)
                 return None, reader.promised / reader.sample_rate
@@ -230,6 +235,10 @@ def _attempt(
             f"{job.source}: interrupted, written with what was learnt in {run.steps} steps"
             f"{run.left_out}; it is no whole result, so it is named {names.target.name}"
         )
+    outcome.found = "; ".join(filter(None, map(_in_words, run.summaries)))
+    outcome.notes += [f"{job.source}: {s.warning}" for s in run.summaries if s.warning]
+    summaries = [asdict(summary) for summary in run.summaries]
+    outcome.facts["noise"] = summaries if options.separate else summaries[0]
     outcome.facts.update(
         sample_rate=reader.sample_rate, channels=reader.channels, length=reader.length,
         steps=run.steps, ended="interrupted" if run.asked_to_stop else run.ended,
@@ -255,7 +264,9 @@ class _Run:
         self._progress, self._stopped = progress, stopped
         self.steps, self.ended, self.left_out = 0, "", ""
         self.asked_to_stop = False
+        self.summaries: list[Summary] = []  # one, or one a channel
         self._places: dict[int, Progress] = {}
+        self._noise, self._noise_rate = _sample_of_the_noise(reader, options)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Give one clean stretch after the other, and what was removed from it.
@@ -281,12 +292,17 @@ class _Run:
         def read(start: int, stop: int) -> Tensor:
             return (reader.read(start, stop) - reader.offset)[channels]
 
-        yield from self._options.denoiser.stream(
+        noise = self._noise
+        stream = self._options.denoiser.stream(
             read,
             reader.length,
             reader.sample_rate,
             lambda progress: self._step(number, progress),
+            noise=noise[channels] if noise is not None and len(noise) > 1 else noise,
+            noise_rate=self._noise_rate,
         )
+        yield from stream
+        self.summaries.append(stream.summary)
 
     def _step(self, number: int, progress: Progress) -> bool:
         self.steps += 1
@@ -304,6 +320,37 @@ class _Run:
                     f"; the last {rest} of {progress.segments} segments are as they were"
                 )
         return self.asked_to_stop
+
+
+def _sample_of_the_noise(reader: AudioReader, options: Options) -> tuple[Tensor | None, int | None]:
+    """Return the sample of the noise that the options name, and its rate."""
+    if options.noise is not None:
+        with AudioReader(options.noise) as sample:
+            stop = min(sample.length, round(_SAMPLE_S * sample.sample_rate))
+            if sample.channels not in (1, reader.channels):
+                raise AudioError(
+                    f"{options.noise}: a sample of the noise must have one channel or as many as "
+                    f"the recording, got {sample.channels} for {reader.channels}"
+                )
+            return sample.read(0, stop) - sample.offset, sample.sample_rate
+    if options.noise_from is None:
+        return None, None
+    start, stop = (round(seconds * reader.sample_rate) for seconds in options.noise_from)
+    if stop > reader.length:
+        first, last = options.noise_from
+        raise AudioError(
+            f"--noise-from {first:g}-{last:g} lies outside the recording, which lasts "
+            f"{reader.length / reader.sample_rate:g} s"
+        )
+    return reader.read(start, stop) - reader.offset, reader.sample_rate
+
+
+def _in_words(summary: Summary) -> str:
+    if summary.noise_dbfs is None or summary.snr_db is None:
+        return ""
+    steady = {True: ", steady", False: ", changing", None: ""}[summary.steady]
+    removed = "" if summary.removed_db is None else f", reduced by {summary.removed_db:.0f} dB"
+    return f"noise {summary.noise_dbfs:.0f} dBFS, SNR {summary.snr_db:.0f} dB{steady}{removed}"
 
 
 @contextmanager
