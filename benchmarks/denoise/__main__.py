@@ -95,8 +95,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _write_page(arguments: argparse.Namespace, target: Path) -> int:
     rows = read_table(arguments.table).values()
-    if not any(row.method == "noisy" for row in rows):
-        raise ValueError(f"{arguments.table} has no row of the method noisy; measure it first")
+    if "noisy" not in Results(rows).rows:
+        raise ValueError(
+            f"{arguments.table} has no row of the method noisy that the present code has given: "
+            "measure first, without --page-only"
+        )
     picture = target.parent / "images" / "denoising.png"
     conditions = _conditions(arguments.jobs)
     if arguments.page_only and target.exists():
