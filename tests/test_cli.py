@@ -239,9 +239,11 @@ def test_a_failure_of_the_disk_is_one_sentence(noisy, capsys, monkeypatch):
 def start(*arguments, env=None, **options):
     """Run the command in a process of its own; one step takes long enough to be interrupted."""
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1] / "src"), **(env or {})}
-    # What runs in the background of a shell ignores SIGINT, and so would its children.
+    # What runs in the background of a shell, or under nohup, ignores signals, and so would its
+    # children.
     program = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "signal.signal(signal.SIGHUP, getattr(signal, os.environ.get('HANGUP', 'SIG_DFL'))); "
         "from harmonic_lowering.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     return subprocess.Popen(
@@ -253,7 +255,7 @@ def start(*arguments, env=None, **options):
 def wait_until(process, condition):
     deadline = time.monotonic() + 120
     while not condition():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline, "it never came so far"
         time.sleep(0.05)
 
@@ -283,6 +285,15 @@ def test_ended_it_leaves_no_partial_file(noisy, tmp_path, number):
 
 
 @pytest.mark.slow
+@signals
+def test_under_nohup_it_goes_on(noisy, tmp_path):
+    with start(noisy, "--steps", "10", env={"HANGUP": "SIG_IGN"}) as process:
+        wait_until(process, lambda: begun(tmp_path))
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=300) == 0
+    assert soundfile.info(tmp_path / "noisy-denoised.wav").frames == 8000
+
+
 @signals
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_keeps_the_best_so_far_and_a_second_one_nothing(noisy, tmp_path, presses):

@@ -168,7 +168,7 @@ class AudioReader:
     --------
     >>> with AudioReader("examples/amiable.wav") as reader:
     ...     reader.sample_rate, reader.length, reader.read(0, 16000).shape
-    (16000, 53248, torch.Size([1, 16000]))
+    (16000, 52640, torch.Size([1, 16000]))
     """
 
     def __init__(self, path: str | os.PathLike[str], *, patience_s: float = math.inf) -> None:
