@@ -249,6 +249,7 @@ def may_be_autocasting() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
 
 
+@compile_time_constant
 def has_matrix_units() -> bool:
     """Whether this processor multiplies half-precision matrices in units of their own (AMX)."""
     probe = getattr(torch.cpu, "_is_amx_tile_supported", None)

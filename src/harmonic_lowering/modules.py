@@ -139,7 +139,7 @@ class FrequencyTapConv2d(nn.Conv2d):
 
     def engine_for(self, input: Tensor) -> engines.Choice:
         """Return the engine that this layer would use for `input`, and why."""
-        return engines.choose(self.engine, input, self.weight, self.bias)
+        return engines.choose(self.engine, input, self.weight, self.bias, self.taps)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return convolve(input, weight, bias, self._geometry, self.engine)
