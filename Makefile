@@ -12,7 +12,7 @@ CORE_SOURCES := $(wildcard src/harmonic_lowering/engines/native/csrc/*.cpp src/h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast lint bench bench-peers bench-denoise native clean
+.PHONY: help demo test test-fast lint fuzz bench bench-peers bench-denoise native clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -40,6 +40,9 @@ lint: $(READY) ## check style, format and types
 	$(PY) -m ruff format --check . || status=1; \
 	$(PY) -m mypy --strict src || status=1; \
 	exit $$status
+
+fuzz: $(READY) native ## make 100,000 calls of the layers, right and wrong ones (an hour or two)
+	@OMP_NUM_THREADS=1 nice $(PY) tests/fuzz_layers.py $(ARGS)
 
 bench: $(READY) native ## time the layers beside their peers; needs a quiet machine
 	@$(PY) -m benchmarks.layers $(ARGS)

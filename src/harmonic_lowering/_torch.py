@@ -41,6 +41,7 @@ __all__ = [
     "mixes_fake_tensors",
     "obeys_operators",
     "register_autograd",
+    "replicated_beside",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -202,6 +203,19 @@ def is_plain(tensor: Tensor) -> bool:
         return False
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     return not (wrapped or torch._C._functorch.is_legacy_batchedtensor(tensor))
+
+
+def replicated_beside(tensor: Tensor, *constants: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return constants as operations on a tensor take them: a DTensor's on each of its devices."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # whoever has one has imported it
+    if distributed is None or not isinstance(tensor, distributed.DTensor):
+        return constants
+    mesh = tensor.device_mesh
+    everywhere = [distributed.Replicate()] * mesh.ndim
+    return tuple(
+        t if t is None else distributed.DTensor.from_local(t, mesh, everywhere, run_check=False)
+        for t in constants
+    )
 
 
 def mixes_fake_tensors(tensors: Sequence[Tensor]) -> bool:
