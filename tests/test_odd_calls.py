@@ -120,7 +120,7 @@ def test_one_output_channel_trains_channels_last(engine, kernel_frames):
     assert_right(layer, exact, torch.randn(2, 3, 9, 8).to(memory_format=torch.channels_last))
 
 
-@pytest.mark.parametrize("engine", ["lowering", "blocked", "native"])
+@pytest.mark.parametrize("engine", ["reference", "lowering", "blocked", "native"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("kernel_frames", [1, 2, 3])
 @pytest.mark.parametrize("stride", [2, 3, 50])
