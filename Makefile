@@ -12,7 +12,7 @@ CORE_SOURCES := $(wildcard src/harmonic_lowering/engines/native/csrc/*.cpp src/h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast lint sanitize fuzz wheel bench bench-peers bench-denoise formats native clean
+.PHONY: help demo test test-fast lint sanitize fuzz fuzz-layers fuzz-audio wheel bench bench-peers bench-denoise formats native clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -89,7 +89,12 @@ formats: $(READY) ## read, write, tag, cut and join files of every kind; writes 
 	@command -v ffmpeg >/dev/null || { echo "this needs the program ffmpeg (apt install ffmpeg)"; exit 1; }
 	@$(PY) -m benchmarks.formats $(ARGS)
 
-fuzz: $(READY) ## read and copy ten thousand damaged files under a memory limit
+fuzz: fuzz-layers fuzz-audio ## make 100,000 calls of the layers and damage 10,000 files (hours)
+
+fuzz-layers: $(READY) native ## make 100,000 calls of the layers, right and wrong ones (an hour or two)
+	@OMP_NUM_THREADS=1 nice $(PY) tests/fuzz_layers.py $(ARGS)
+
+fuzz-audio: $(READY) ## read and copy ten thousand damaged files under a memory limit
 	@echo "== damaged sound files; what misbehaves is kept in fuzz-findings"
 	@$(PY) tests/fuzz_audio.py $(ARGS)
 

@@ -43,6 +43,7 @@ __all__ = [
     "mixes_fake_tensors",
     "obeys_operators",
     "register_autograd",
+    "replicated_beside",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -216,6 +217,19 @@ def fx_call(function: Callable[..., Tensor], input: Any, *arguments: Any) -> Ten
     return input.tracer.create_proxy("call_function", function, (input, *arguments), {})  # type: ignore[no-any-return]
 
 
+def replicated_beside(tensor: Tensor, *constants: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return constants as operations on a tensor take them: a DTensor's on each of its devices."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # whoever has one has imported it
+    if distributed is None or not isinstance(tensor, distributed.DTensor):
+        return constants
+    mesh = tensor.device_mesh
+    everywhere = [distributed.Replicate()] * mesh.ndim
+    return tuple(
+        t if t is None else distributed.DTensor.from_local(t, mesh, everywhere, run_check=False)
+        for t in constants
+    )
+
+
 def mixes_fake_tensors(tensors: Sequence[Tensor]) -> bool:
     """Whether some of several tensors are fake and some real, and their mode refuses that."""
     fake = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
@@ -261,6 +275,7 @@ def may_be_autocasting() -> bool:
     return torch.compiler.is_compiling() or torch._C._is_any_autocast_enabled()
 
 
+@compile_time_constant
 def has_matrix_units() -> bool:
     """Whether this processor multiplies half-precision matrices in units of their own (AMX)."""
     probe = getattr(torch.cpu, "_is_amx_tile_supported", None)

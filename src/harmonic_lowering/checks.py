@@ -189,7 +189,7 @@ def check_layer(
             f"groups must divide in_channels and out_channels, got groups={groups}, "
             f"in_channels={in_channels}, out_channels={out_channels}"
         )
-    if padding_mode != "zeros":
+    if not isinstance(padding_mode, str) or padding_mode != "zeros":
         raise ValueError(
             f"padding_mode must be 'zeros', got {padding_mode!r}: pad the time axis with "
             "torch.nn.functional.pad before the layer for another mode"

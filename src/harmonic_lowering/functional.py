@@ -403,7 +403,7 @@ def convolve(
         shape = (*weight.shape[:2], len(taps), kernel_frames)
         weight = weight.new_zeros(shape).index_add(2, index, weight)
     batched = input if input.ndim == 4 else input.unsqueeze(0)
-    convolution = engines.engine_of_a_call(engine, batched, weight, bias)
+    convolution = engines.engine_of_a_call(engine, batched, weight, bias, taps)
     if signature is not None and row_taps is None and input.ndim == 4:
         if len(_passed) >= _MOST_SIGNATURES:
             _passed.clear()
@@ -474,7 +474,8 @@ def _signature(
             return None
         if not tensor.data_ptr():  # has no memory: of zeros, on meta, or released
             return None
-        key += (tensor.shape, tensor.dtype, tensor.device)
+        key += (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
+    key.append(torch.is_grad_enabled())
     return tuple(key)
 
 

@@ -149,7 +149,7 @@ class FrequencyTapConv2d(_NotScriptable, nn.Conv2d):
         weight = self.weight
         if self.freq_dim == -1:
             input, weight = input.transpose(-1, -2), weight.transpose(-1, -2)
-        return engines.choose(self.engine, input, weight, self.bias)
+        return engines.choose(self.engine, input, weight, self.bias, self.taps)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return convolve(input, weight, bias, self._geometry, self.engine, self.freq_dim)

@@ -53,6 +53,8 @@ __all__ = [
 
 Interpolation = Literal["linear", "nearest"]
 
+_INTERPOLATIONS = ("linear", "nearest")
+
 # Log shifts are the product of a float and a logarithm: a result this close to a whole number is
 # that number with rounding noise, and reading two rows instead of one for 1e-13 of a bin is waste.
 _SHIFT_NOISE = 2.0**-40
@@ -124,7 +126,7 @@ class FrequencyTaps:
             )
         if not all(slope > 0 for slope in self.slopes):
             raise ValueError(f"slopes must be > 0, got {[str(a) for a in self.slopes]}")
-        if self.interpolation not in ("linear", "nearest"):
+        if not isinstance(self.interpolation, str) or self.interpolation not in _INTERPOLATIONS:
             raise ValueError(
                 f"interpolation must be 'linear' or 'nearest', got {self.interpolation!r}"
             )
@@ -391,7 +393,7 @@ def origin_after_pooling(
     Fraction(1, 2)
     """
     factor = as_count("factor", factor)
-    if pooling not in ("average", "stride"):
+    if not isinstance(pooling, str) or pooling not in ("average", "stride"):
         raise ValueError(f"pooling must be 'average' or 'stride', got {pooling!r}")
     centre = Fraction(factor - 1, 2) if pooling == "average" else Fraction(0)
     return (as_fraction("origin", origin) + centre) / factor

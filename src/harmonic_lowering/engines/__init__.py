@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import _torch
+from ..taps import FrequencyTaps
 from . import blocked, lowering, reference
 from .fallback import is_plain_call, stock_reason
 from .geometry import Geometry, geometry_of
@@ -61,9 +62,12 @@ ENGINES: dict[str, Engine] = {
     "native": native,
 }
 
-# Below this a lowered tensor costs less than dividing the work.
-SMALL_BYTES = {"cpu": 1 << 20}
+# Up to this a lowered tensor costs less than dividing the work. On a CPU that is what its allocator
+# keeps; and more in training, where slabs are computed twice, unless many rows are dead.
+SMALL_BYTES = {"cpu": 16 << 20}
+SMALL_BYTES_IN_TRAINING = {"cpu": 128 << 20}
 SMALL_BYTES_ELSEWHERE = 256 << 20
+FEW_DEAD_ROWS = 0.75  # a share of the rows that live
 
 
 def unsupported_reason(engine: str) -> str | None:
@@ -83,11 +87,13 @@ def choose(
     input: Tensor | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    taps: FrequencyTaps | None = None,
 ) -> Choice:
     """Return the engine that a call with ``engine=engine`` and these tensors uses, and why.
 
     The rule of ``engine="auto"``: the native core where it can run; else slabs where the lowered
-    tensor is large; else the lowered tensor.
+    tensor is large; else the lowered tensor. What is large depends on whether the call is part of
+    training, and on how many rows are dead.
     """
     check_name(engine)
     if engine != "auto":
@@ -105,7 +111,10 @@ def choose(
     if why_not_blocked := blocked.unsupported_reason(*tensors):
         return Choice("lowering", f"{reason}; as for the engine 'blocked', {why_not_blocked}")
     lowered = input.numel() * weight.shape[2] * input.element_size()
-    if lowered <= SMALL_BYTES.get(input.device.type, SMALL_BYTES_ELSEWHERE):
+    trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    lives = taps is None or taps.live_share(input.shape[2]) >= FEW_DEAD_ROWS
+    small = SMALL_BYTES_IN_TRAINING if trains and lives else SMALL_BYTES
+    if lowered <= small.get(input.device.type, SMALL_BYTES_ELSEWHERE):
         return Choice("lowering", f"{reason}; and the lowered tensor is small: {lowered} bytes")
     return Choice("blocked", f"{reason}; and the lowered tensor would take {lowered} bytes")
 
@@ -114,13 +123,13 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def engine_of_a_call(
-    engine: str, input: Tensor, weight: Tensor, bias: Tensor | None
+    engine: str, input: Tensor, weight: Tensor, bias: Tensor | None, taps: FrequencyTaps
 ) -> Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]:
     """Return the function of the engine that `choose` chooses.
 
     For the core that is its shortest way, where nothing can stand in it for tensors like these.
     """
-    name = choose(engine, input, weight, bias).engine
+    name = choose(engine, input, weight, bias, taps).engine
     tensors = (input, weight) if bias is None else (input, weight, bias)
     is_ordinary = is_plain_call(*tensors) and not _torch.may_be_autocasting()
     if name == "native" and is_ordinary and native.unsupported_reason(*tensors) is None:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._torch import replicated_beside
 from ..taps import FrequencyTaps
 from .geometry import Geometry
 from .plans import cached_on_device
@@ -41,7 +42,10 @@ def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geome
 
 def read_taps(input: Tensor, taps: FrequencyTaps, stride: int = 1) -> Tensor:
     """Return what every tap reads, as (B, C, K, F', T)."""
-    lower, upper, weight = gather_plan(taps, input.device, input.shape[2], stride)
+    plan = gather_plan(taps, input.device, input.shape[2], stride)
+    lower, upper, weight = replicated_beside(input, *plan)
+    assert lower is not None
+    assert weight is not None
     padded = F.pad(input, (0, 0, 0, 1))  # one row of zeros, for taps outside the input
     read = padded.index_select(2, lower)
     if upper is not None:

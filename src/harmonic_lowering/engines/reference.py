@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._torch import constant_object
+from ..checks import compute_dtype
 from ..taps import FrequencyTaps
 from .geometry import Geometry
 
@@ -28,6 +29,9 @@ def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geome
     n_bins = operator.index(input.shape[2])  # torch.jit.trace has a tensor here
     # Zeros before and after time, and a last row of zeros to be read from outside the input.
     padded = F.pad(input, (*geometry.padding, 0, 1))
+    # torch's CPU library computes some strided convolutions of half types wrongly.
+    is_half = compute_dtype(input) in (torch.bfloat16, torch.float16)
+    stride, step = (1, geometry.stride[1]) if is_half else (geometry.stride[1], 1)
     output_rows = []
     for f in range(0, n_bins, geometry.stride[0]):
         terms = [
@@ -35,11 +39,11 @@ def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geome
                 _read(padded, *place),
                 weight[:, :, tap],
                 None,
-                geometry.stride[1],
+                stride,
                 0,
                 geometry.dilation,
                 geometry.groups,
-            )
+            )[..., ::step]
             for tap, place in enumerate(_places(geometry.taps, n_bins, f))
         ]
         row = sum(terms[1:], start=terms[0])

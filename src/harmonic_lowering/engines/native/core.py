@@ -32,7 +32,8 @@ def unsupported_reason(*tensors: Tensor) -> str | None:
 
 @_torch.compile_time_constant
 def _core_is_missing(*dtypes: torch.dtype) -> str | None:
-    return library.unsupported_reason(*dtypes)
+    reason = library.unsupported_reason(*dtypes)
+    return f"the native core is missing ({reason})" if reason and not library.load() else reason
 
 
 def empty(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format) -> Tensor:

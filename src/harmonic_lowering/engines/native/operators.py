@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import Library, register_fake, register_vmap
+from torch.utils.flop_counter import register_flop_formula
 
 from ..._torch import register_autograd
 from ...taps import FrequencyTaps
@@ -279,19 +280,48 @@ def _grouped(arguments: tuple[Any, ...], size: int) -> list[Any]:
     return [taps, stride, padding, dilation, groups * size, *sizes]
 
 
+# -------------------------------------------------------------------- counting
+
+
+def _flops(
+    input: Sequence[int], weight: Sequence[int], output: Sequence[int], arguments: tuple[Any, ...]
+) -> int:
+    """Count two operations for each multiplication of a weight with a row that a tap reads."""
+    taps, (frequency_stride, _), *_ = arguments
+    read = FrequencyTaps.from_text(taps).rows(input[2], frequency_stride)
+    live_rows = sum(rows.stop - rows.start for rows in read)
+    return 2 * input[0] * weight[0] * weight[1] * live_rows * weight[3] * output[3]
+
+
+def _output_flops(input: Any, weight: Any, bias: Any, *arguments: Any, out_shape: Any) -> int:
+    return _flops(input, weight, out_shape, arguments)
+
+
+def _input_grad_flops(grad: Any, weight: Any, *arguments: Any, out_shape: Any) -> int:
+    return _flops(out_shape, weight, grad, arguments)
+
+
+def _weight_grad_flops(input: Any, grad: Any, *arguments: Any, out_shape: Any) -> int:
+    return _flops(input, out_shape[0], grad, arguments)
+
+
 # -------------------------------------------------------------------- registration
 
-for _name, _compute, _fake, _backward, _setup, _batched in (
-    ("tap_conv2d", _output, _fake_output, _output_backward, _save_for_output, _vmap_output),
+for _name, _compute, _fake, _backward, _setup, _batched, _count in (
+    (
+        "tap_conv2d",
+        _output, _fake_output, _output_backward, _save_for_output,
+        _vmap_output, _output_flops,
+    ),
     (
         "tap_conv2d_input_grad",
         _input_grad, _fake_input_grad, _input_grad_backward, _save_for_input_grad,
-        _vmap_input_grad,
+        _vmap_input_grad, _input_grad_flops,
     ),
     (
         "tap_conv2d_weight_grad",
         _weight_grad, _fake_weight_grad, _weight_grad_backward, _save_for_weight_grad,
-        _vmap_weight_grad,
+        _vmap_weight_grad, _weight_grad_flops,
     ),
 ):  # fmt: skip
     _qualified = f"{_NAMESPACE}::{_name}"
@@ -299,3 +329,4 @@ for _name, _compute, _fake, _backward, _setup, _batched in (
     register_fake(_qualified, _fake, lib=_library)
     register_autograd(_library, getattr(_operators, _name).default, _backward, _setup)
     register_vmap(_qualified, _batched, lib=_library)
+    register_flop_formula(getattr(_operators, _name))(_count)
