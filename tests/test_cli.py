@@ -788,7 +788,7 @@ def test_it_runs_as_a_module():
 
 
 @pytest.fixture
-def noisy(tmp_path):
+def with_leader(tmp_path):
     """A tone in noise, after a second of the noise alone; and that noise in a file of its own."""
     rng = np.random.default_rng(0)
     time = np.arange(48000) / 16000
@@ -798,29 +798,31 @@ def noisy(tmp_path):
     return tmp_path / "in.wav"
 
 
-def test_the_noise_can_be_told(tmp_path, noisy, capsys):
-    assert denoise(noisy, "--json", "--noise", tmp_path / "noise.wav") == 0
+def test_the_noise_can_be_told(tmp_path, with_leader, capsys):
+    assert denoise(with_leader, "--json", "--noise", tmp_path / "noise.wav") == 0
     of_file = json.loads(capsys.readouterr().out)
     of_file_sound = soundfile.read(tmp_path / "in-denoised.wav")[0]
-    assert denoise(noisy, "--json", "--force", "--noise-from", "0-1") == 0
+    assert denoise(with_leader, "--json", "--force", "--noise-from", "0-1") == 0
     of_stretch = json.loads(capsys.readouterr().out)
     assert np.allclose(soundfile.read(tmp_path / "in-denoised.wav")[0], of_file_sound, atol=1e-4)
     for report in (of_file, of_stretch):
         assert abs(report["noise"]["noise_dbfs"] - 20 * np.log10(0.05)) < 1
         assert report["noise"]["removed_db"] > 10
-    assert main(["denoise", str(noisy), "--force", "--steps", "2"]) == 0
+    assert main(["denoise", str(with_leader), "--force", "--steps", "2"]) == 0
     assert "in.wav: noise -" in capsys.readouterr().err
 
 
-def test_a_sample_that_is_none_is_refused(tmp_path, noisy, capsys):
+def test_a_sample_that_is_none_is_refused(tmp_path, with_leader, capsys):
     refused(capsys, 1, "--noise-from 2-9 lies outside the recording, which lasts 3 s",
-            noisy, "--noise-from", "2-9")  # fmt: skip
-    refused(capsys, 2, "two numbers of seconds, the smaller one first", noisy,
+            with_leader, "--noise-from", "2-9")  # fmt: skip
+    refused(capsys, 2, "two numbers of seconds, the smaller one first", with_leader,
             "--noise-from", "2-1")  # fmt: skip
-    refused(capsys, 2, "not allowed with", noisy, "--noise-from", "0-1", "--noise", noisy)
-    refused(capsys, 1, "missing.wav", noisy, "--noise", tmp_path / "missing.wav")
+    refused(
+        capsys, 2, "not allowed with", with_leader, "--noise-from", "0-1", "--noise", with_leader
+    )
+    refused(capsys, 1, "missing.wav", with_leader, "--noise", tmp_path / "missing.wav")
     write(tmp_path / "two.wav", np.zeros((16000, 2)))
-    refused(capsys, 1, "one channel or as many as the recording, got 2 for 1", noisy,
+    refused(capsys, 1, "one channel or as many as the recording, got 2 for 1", with_leader,
             "--noise", tmp_path / "two.wav")  # fmt: skip
     write(tmp_path / "silent.wav", np.zeros(16000))
-    refused(capsys, 1, "silent", noisy, "--noise", tmp_path / "silent.wav")
+    refused(capsys, 1, "silent", with_leader, "--noise", tmp_path / "silent.wav")
