@@ -1,4 +1,4 @@
-"""The engines `blocked` and `native`: what they hand over, formats, and that results are steady."""
+"""The engines `blocked` and `native`: when they fall back, formats, and that results are steady."""
 
 import pytest
 import torch

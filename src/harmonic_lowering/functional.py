@@ -114,10 +114,11 @@ def frequency_tap_conv2d(
     -----
     Equal taps are read once and their weights summed. Gradients are the exact adjoint.
 
-    In a graph the number of bins F is fixed: `torch.compile` compiles again for another one,
-    `torch.export` and `torch.jit.trace` make a program for the one that they saw. Batch and time
-    may vary. `torch.fx.symbolic_trace` traces the layers; a module that calls this function or
-    `harmonic_conv2d` itself names it first, ``torch.fx.wrap("harmonic_conv2d")``.
+    With the native core one graph of `torch.compile` or `torch.export` serves every size. Where
+    stock operations are used (other devices, ONNX, `torch.jit.trace`), the number of bins F is
+    fixed in a graph; batch and time may vary. `torch.fx.symbolic_trace` traces the layers; a module
+    that calls this function or `harmonic_conv2d` itself names it first,
+    ``torch.fx.wrap("harmonic_conv2d")``.
 
     Examples
     --------

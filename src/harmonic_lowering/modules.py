@@ -351,8 +351,8 @@ class HarmonicConv2d(_AnchoredConv2d):
     Of the multiplications of a `Conv2d` of the same shape the share Σ_k min(1, n/k) / K reads
     something; the rest is zero by definition.
 
-    Batch and time may vary in a compiled or exported graph; the number of bins F is fixed, for
-    `torch.export` and `torch.jit.trace` at the one that they see.
+    One compiled or exported graph serves every size with the native core. With stock operations
+    (other devices, ONNX, `torch.jit.trace`) the number of bins F is fixed in it.
 
     Not for log-frequency (constant-Q, mel) spectrograms: see `LogHarmonicConv2d` for constant-Q.
     On a mel axis harmonics are neither proportional nor equidistant.

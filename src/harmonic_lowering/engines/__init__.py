@@ -108,8 +108,8 @@ def choose(
         reason = "torch's own convolutions use this processor's matrix units for half types"
     if reason is None:
         return Choice("native", "the native core can run this call")
-    if why_not_blocked := blocked.unsupported_reason(*tensors):
-        return Choice("lowering", f"{reason}; as for the engine 'blocked', {why_not_blocked}")
+    if not_blocked := blocked.unsupported_reason(*tensors):
+        return Choice("lowering", f"{reason}; as for the engine 'blocked', {not_blocked}")
     lowered = input.numel() * weight.shape[2] * input.element_size()
     trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     lives = taps is None or taps.live_share(input.shape[2]) >= FEW_DEAD_ROWS
