@@ -493,6 +493,17 @@ def test_too_loud_samples_are_never_clipped_silently(tmp_path):
         write(tmp_path / "e.wav", [0.0, np.nan], "FLOAT")
 
 
+@pytest.mark.parametrize("name", ["a.mp3", "a.ogg"])
+def test_what_crashes_an_encoder_does_not_reach_it(tmp_path, name, said):
+    """LAME aborts on sounds far beyond full scale, Vorbis on rates above 200 kHz."""
+    loud = torch.from_numpy(1e10 * noise(0.5, channels=1).T).float()
+    for rate in (16000, 384000):
+        with AudioWriter(tmp_path / name, rate, 1, AudioFormat("WAV", "FLOAT")) as out:
+            out.write(loud)
+        assert any("were louder than" in note for note in said())
+        assert soundfile.info(tmp_path / name).samplerate <= 192000
+
+
 def test_writer_refuses_what_the_container_cannot_hold(tmp_path):
     with pytest.raises(AudioError, match="FLAC with PCM_16 cannot hold 9 channels at 16000 Hz"):
         AudioWriter(tmp_path / "a.flac", 16000, 9, AudioFormat("FLAC", "PCM_16"))

@@ -181,6 +181,8 @@ def _can_write(container: str, subtype: str, endian: str, sample_rate: int, chan
     """Whether libsndfile opens such a file; its table of formats knows no rates and channels."""
     if not soundfile().check_format(container, subtype, endian):
         return False
+    if subtype == "VORBIS" and sample_rate > _RATES[-1]:  # libsndfile crashes above 200 kHz
+        return False
     try:
         with soundfile().SoundFile(
             io.BytesIO(), "w", sample_rate, channels, subtype, endian, container

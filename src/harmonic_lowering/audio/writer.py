@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import os
 import re
 import warnings
@@ -23,6 +24,7 @@ from .reader import _VORBIS, AudioReader
 
 __all__ = ["AudioWriter"]
 
+_LOUDEST_LOSSY = 100.0  # 40 dB above full scale
 _DELAY = 8192  # samples by which a lossy codec of ffmpeg may make a file longer
 
 
@@ -39,8 +41,8 @@ class AudioWriter:
     format : AudioFormat
         As a reader gives it; a `path` of another type gets that type.
     clip : "saturate" or "error"
-        What to do when a sample lies outside −1..1 and the sample format holds integers:
-        hold it at the limit and warn at the end, or stop.
+        What to do when a sample lies outside −1..1 and the sample format holds integers (or 40 dB
+        above that, and it is lossy): hold it at the limit and warn at the end, or stop.
     metadata : Metadata, optional
         As a reader gives it: tags, chunks, speakers, dates, permissions.
     length : int
@@ -78,6 +80,10 @@ class AudioWriter:
         self.sample_rate, self.channels, self.clip = sample_rate, channels, clip
         self.metadata, self.overwrite = metadata or Metadata(), overwrite
         self.clipped = 0
+        # Integers end at full scale; encoders such as LAME abort far beyond it.
+        self._limit = 1.0 if self.format.depth is not None else math.inf
+        if self.format.lossy:
+            self._limit = _LOUDEST_LOSSY
         self._encoder = encoder_for(self.path)
         if self._encoder is not None:
             codec = self._encoder.lossy if self.format.lossy else self._encoder.lossless
@@ -131,8 +137,8 @@ class AudioWriter:
         """Append a Tensor [shape=(channels, samples)]."""
         if not bool(waveform.isfinite().all()):
             raise AudioError(f"{self.path}: the result is not finite; is the input far too loud?")
-        if self.format.depth is not None:
-            over = int((waveform.abs() > 1).sum())
+        if self._limit < math.inf:
+            over = int((waveform.abs() > self._limit).sum())
             if over and self.clip == "error":
                 raise AudioError(
                     f"{self.path}: {over} samples are louder than {self.format.subtype} holds; "
@@ -145,8 +151,8 @@ class AudioWriter:
         self._put(samples)
 
     def _put(self, samples: Any) -> None:
-        if self.format.depth is not None:
-            samples = samples.clip(-1, 1)
+        if self._limit < math.inf:
+            samples = samples.clip(-self._limit, self._limit)
         if self.format.container == "OGG" and self.channels in _VORBIS:
             samples = samples[:, _inverse(_VORBIS[self.channels])]
         if self._encoder is not None:
