@@ -91,6 +91,8 @@ def test_a_table_of_something_else_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_settings_of_the_denoiser_are_scored_on_mixtures_of_the_log():
+    pytest.importorskip("pesq")
+    pytest.importorskip("pystoi")
     pytest.importorskip("soundfile")
     sound = ROOT / "examples" / "amiable.wav"
     done = python(
