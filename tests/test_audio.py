@@ -440,6 +440,7 @@ def every_format():
 
 
 @pytest.mark.parametrize(("container", "suffix", "subtype"), list(every_format()))
+@pytest.mark.slow
 def test_every_format_goes_into_every_file_type(tmp_path, container, suffix, subtype):
     """The sample format is kept where the type has it, else the best that it has is taken."""
     source = tmp_path / f"in.{suffix}"
@@ -915,6 +916,7 @@ except AudioError as error:
 
 @posix
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff", "caf", "m4a"])
+@pytest.mark.slow
 def test_a_file_that_does_not_fit_is_no_success(tmp_path, suffix):
     if suffix == "m4a" and not shutil.which("ffmpeg"):
         pytest.skip("no ffmpeg here")

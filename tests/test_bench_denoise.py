@@ -78,6 +78,7 @@ def test_the_stored_table_is_written_as_it_was_read(tmp_path):
     assert {key.kind for key in rows} == {"speech", "music"}
 
 
+@pytest.mark.slow
 def test_a_table_of_something_else_is_refused(tmp_path):
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     done = bench(tmp_path, "--page-only", "--page", tmp_path / "page.md")

@@ -296,6 +296,7 @@ def test_under_nohup_it_goes_on(noisy, tmp_path):
 
 @signals
 @pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_best_so_far_and_a_second_one_nothing(noisy, tmp_path, presses):
     target = tmp_path / "out.wav"
     arguments = [noisy, "-o", target, "--steps", "100000"]
@@ -545,6 +546,7 @@ def test_a_name_that_begins_with_a_dash_gets_a_hint(tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     "name", [b"\xe9t\xe9.wav", ("音" * 80 + ".wav").encode(), b"x" * 251 + b".wav"]
 )
+@pytest.mark.slow
 def test_names_of_any_bytes_and_length(tmp_path, name):
     path = tmp_path / os.fsdecode(name)
     short(tmp_path / "a.wav").rename(path)
@@ -559,6 +561,7 @@ def test_names_of_any_bytes_and_length(tmp_path, name):
         assert printed == os.fsencode(tmp_path / made[0]) + b"\n"
 
 
+@pytest.mark.slow
 def test_several_at_a_time_give_the_same(tmp_path):
     tapes = tmp_path / "tapes"
     for name in ("a.wav", "b.flac", "c.wav"):
@@ -579,6 +582,7 @@ def test_several_at_a_time_give_the_same(tmp_path):
 
 
 @signals
+@pytest.mark.slow
 def test_ctrl_c_reaches_those_who_work(tmp_path):
     for name in ("a.wav", "b.wav", "c.wav"):
         short(tmp_path / name, 16000, seconds=1)
@@ -601,6 +605,7 @@ def test_ctrl_c_reaches_those_who_work(tmp_path):
 
 
 @signals
+@pytest.mark.slow
 def test_a_worker_that_dies_fails_one_recording_only(tmp_path):
     for name in ("a.wav", "b.wav"):
         short(tmp_path / name, 16000, seconds=1)
@@ -715,6 +720,7 @@ sys.exit(main(sys.argv[2:]))
 
 @signals
 @pytest.mark.skipif(sys.platform == "win32" or os.getuid() != 0, reason="only root becomes nobody")
+@pytest.mark.slow
 def test_another_user_gets_one_sentence_each(tmp_path):
     with tempfile.TemporaryDirectory(dir="/tmp") as place:  # pytest's folders are private
         folder = Path(place)

@@ -66,6 +66,7 @@ def test_engine_follows_the_definition_in_half_types(engine, name, dtype, bound)
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", EVERY_ARGUMENT)
+@pytest.mark.slow
 def test_gradcheck(engine, name):
     case = replace(EVERY_ARGUMENT[name], shape=(1, 2, 5, 5))
     leaves = [t for t in case.tensors() if t is not None]

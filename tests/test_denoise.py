@@ -168,6 +168,7 @@ def test_steady_noise_is_found_to_be_steady(tilt):
 
 
 @pytest.mark.parametrize("hertz", [30.9, 41.2, 58.3])
+@pytest.mark.slow
 def test_a_sustained_low_note_is_not_noise(hertz):
     time = torch.arange(3 * RATE).double() / RATE
     clean = sum(torch.sin(2 * math.pi * k * hertz * time) / k for k in range(1, 120)).float()
@@ -197,6 +198,7 @@ def swelling(length, seed):
     return 0.02 * noise * 10 ** (level_db / 20)
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_noise_replaces_the_estimate():
     clean = speech(3.3)
     noisy = clean + swelling(len(clean), 0)
@@ -267,6 +269,7 @@ def test_summary_tells_the_levels(scale):
     assert summary.warning == ""
 
 
+@pytest.mark.slow
 def test_summary_tells_that_noise_which_changes_may_remain():
     clean = speech(3.3)
     summary = Denoiser(quality="fast")(clean + swelling(len(clean), 0), RATE).summary

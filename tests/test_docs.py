@@ -77,6 +77,7 @@ def test_make_target_exists(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("harmonic-lowering ")])
+@pytest.mark.slow
 def test_flags_of_the_command_exist(command: str) -> None:
     words = shlex.split(command)[1:]
     assert re.search(rf"\b{words[0]}\b", help_of())

@@ -11,5 +11,6 @@ if not sys.platform.startswith("linux"):
 from fuzz_audio import fuzz
 
 
+@pytest.mark.slow
 def test_damaged_files(tmp_path):
     assert fuzz(60, 1, tmp_path) == []

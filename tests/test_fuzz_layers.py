@@ -26,6 +26,7 @@ def test_calls_are_right_or_refused(start):
         assert wrong is None, f"seed {seed}: {words}\n{wrong}"
 
 
+@pytest.mark.slow
 def test_a_run_counts_its_calls(capsys):
     assert fuzz_layers.Run(first=0, calls=9, jobs=2)() == 0
     assert "9 calls (3 to be refused, 6 to be right), 0 findings" in capsys.readouterr().out
@@ -79,6 +80,7 @@ def test_what_a_refusal_must_be(make, finding):
     assert found == finding if finding is None else found.startswith(finding)
 
 
+@pytest.mark.slow
 def test_a_crash_and_a_call_that_does_not_end_are_findings(tmp_path, monkeypatch, capfd):
     worker = tmp_path / "worker.py"
     worker.write_text(

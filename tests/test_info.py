@@ -53,6 +53,7 @@ def here():
 
 
 @pytest.mark.parametrize("user", ["this one", "one who has built nothing"])
+@pytest.mark.slow
 def test_engines_run_or_refuse_as_it_says(user, here, tmp_path):
     home = {} if user == "this one" else {"HOME": str(tmp_path), "XDG_CACHE_HOME": ""}
     found = json.loads(info("--json", "--no-time", **home)) if home else here
@@ -75,6 +76,7 @@ def test_what_it_says_of_this_machine_is_so(here):
     assert "timings" not in here
 
 
+@pytest.mark.slow
 def test_neither_the_home_nor_the_name_of_the_user_is_in_it(tmp_path):
     compiler = tmp_path / "tools" / getpass.getuser() / "c++"
     text = info("--json", "--no-time", HOME=str(tmp_path), CXX=str(compiler))
@@ -82,6 +84,7 @@ def test_neither_the_home_nor_the_name_of_the_user_is_in_it(tmp_path):
     assert json.loads(text)["environment"]["CXX"] == os.path.join("~", "tools", "USER", "c++")
 
 
+@pytest.mark.slow
 def test_a_broken_package_is_said_to_be_broken(tmp_path):
     (tmp_path / "soundfile.py").write_text("raise OSError('libsndfile is damaged')")
     path = os.pathsep.join((str(tmp_path), str(ROOT / "src")))
@@ -89,6 +92,7 @@ def test_a_broken_package_is_said_to_be_broken(tmp_path):
     assert "cannot be imported: libsndfile is damaged" in found["packages"]["soundfile"]
 
 
+@pytest.mark.slow
 def test_programs_that_are_missing_are_said_to_be_missing(tmp_path):
     text = info("--no-time", PATH=str(tmp_path), CXX="no-such-compiler")
     assert [line.split()[1] for line in text.splitlines() if "ffmpeg" in line] == ["missing"]

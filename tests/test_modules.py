@@ -658,6 +658,7 @@ def test_one_graph_serves_every_size(name, engine):
 
 @pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("name", ["harmonic", "anchors", "log"])
+@pytest.mark.slow
 def test_stock_operations_compile_again_for_another_number_of_bins(name, dynamic):
     layer = LAYERS[name](engine="lowering")
     bins = [(2, bins, 12) for bins in (16, 20, 24)]
@@ -756,6 +757,7 @@ def test_jit_trace_runs_at_another_length(engine):
 
 
 @pytest.mark.parametrize("name", ["harmonic", "anchors", "shifts", "time first"])
+@pytest.mark.slow
 def test_onnx_runs_at_another_length(name, x, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

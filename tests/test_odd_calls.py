@@ -153,6 +153,7 @@ assert layer.weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("engine", ["lowering", "blocked"])
+@pytest.mark.slow
 def test_the_heap_stays_whole(engine):
     environment = {**os.environ, "MALLOC_CHECK_": "3", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", HEAP.format(engine=engine)]
@@ -346,6 +347,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="a torch without distributed")
+@pytest.mark.slow
 def test_distributed_tensors():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", DISTRIBUTED]

@@ -115,6 +115,7 @@ def test_batched_gradients(layers, x):
 
 
 @pytest.mark.parametrize("name", EVERY_ARGUMENT)
+@pytest.mark.slow
 def test_opcheck(name):
     case = EVERY_ARGUMENT[name]
     arguments = geometry(case).operator_arguments

@@ -48,6 +48,7 @@ def test_lowering_is_librosas_interp_harmonics():
     np.testing.assert_allclose(lowered.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_log_lowering_of_whole_shifts_is_librosas():
     librosa = pytest.importorskip("librosa")
     x = torch.rand(1, 1, 60, 5, dtype=torch.float64)
