@@ -114,6 +114,20 @@ int64_t blocks_of_a_task(const Call& c, int64_t multiple) {
   return divide_up(frames_of_a_task(c, multiple * m, bytes, wanted_tasks(c)), m);
 }
 
+// The kernels of `n` output channels as tiles read them: [point][channel][output channel], where a point is
+// `point` numbers from the next one and a channel `pitch`.
+template <class Points>
+void pack_channel_block(const Call& c, const float* from, int64_t n, int64_t pitch, int64_t point,
+                        float* to) {
+  for (int64_t i = 0; i < c.in_channels; ++i)
+    for (int64_t o = 0; o < n; ++o) {
+      double all[Points::count];
+      Points::of_kernel(from + o * c.weight_stride[1] + i * c.weight_stride[2], c.kernel_time,
+                        c.weight_stride[4], all);
+      for (int p = 0; p < Points::count; ++p) to[p * point + i * pitch + o] = static_cast<float>(all[p]);
+    }
+}
+
 // Layouts as in apply.h. What a tile takes for frames are blocks.
 
 template <class Scheme>
@@ -160,13 +174,7 @@ struct TransformedSeries {
     const Split channels(c.out_channels, Tile::most_channels);
     for (int64_t ob = 0; ob < channels.parts; ++ob) {
       const int64_t begin = channels.begin(ob), n = channels.begin(ob + 1) - begin;
-      for (int64_t i = 0; i < c.in_channels; ++i)
-        for (int64_t o = 0; o < n; ++o) {
-          double all[points];
-          Points::of_kernel(from + (begin + o) * c.weight_stride[1] + i * c.weight_stride[2], c.kernel_time,
-                            c.weight_stride[4], all);
-          for (int p = 0; p < points; ++p) to[p * weight_point + i * n + o] = static_cast<float>(all[p]);
-        }
+      pack_channel_block<Points>(c, from + begin * c.weight_stride[1], n, n, weight_point, to);
       to += n * weight_channel;
     }
   }
@@ -293,13 +301,8 @@ struct TransformedFrames {
     const Split vectors(padded / lanes, Tile::most_channels);
     for (int64_t ob = 0; ob < vectors.parts; ++ob) {
       const int64_t begin = vectors.begin(ob) * lanes, n = vectors.begin(ob + 1) * lanes - begin;
-      for (int64_t i = 0; i < c.in_channels; ++i)
-        for (int64_t o = 0; o < std::min(n, c.out_channels - begin); ++o) {
-          double all[points];
-          Points::of_kernel(from + (begin + o) * c.weight_stride[1] + i * c.weight_stride[2], c.kernel_time,
-                            c.weight_stride[4], all);
-          for (int p = 0; p < points; ++p) to[p * weight_point + i * n + o] = static_cast<float>(all[p]);
-        }
+      pack_channel_block<Points>(c, from + begin * c.weight_stride[1], std::min(n, c.out_channels - begin), n,
+                                 weight_point, to);
       to += n * weight_channel;
     }
   }
