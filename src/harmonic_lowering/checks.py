@@ -28,6 +28,7 @@ __all__ = [
     "as_ratio",
     "as_sequence",
     "as_time",
+    "check_freq_dim",
     "check_input",
     "check_kernel",
     "check_layer",
@@ -217,6 +218,16 @@ def _check_device(device: object) -> None:
         torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"{wrong}: {str(error).splitlines()[0]}") from error
+
+
+def check_freq_dim(freq_dim: int) -> int:
+    """Return which axis is frequency, counted from the last."""
+    if type(freq_dim) is not int or freq_dim not in (-2, -1):
+        raise ValueError(
+            "freq_dim must be -2, for inputs (batch, channel, freq, time), or -1, for (batch, "
+            f"channel, time, freq); got {freq_dim!r}"
+        )
+    return freq_dim
 
 
 # -------------------------------------------------------------------- tensors

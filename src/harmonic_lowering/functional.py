@@ -452,9 +452,7 @@ def _convolve_recorded(
     return convolve(input, weight, bias, _geometry_from_text(*geometry), engine, freq_dim)
 
 
-@_torch.constant_object
-def _geometry_from_text(taps: str, *arguments: Any) -> Geometry:
-    return Geometry(FrequencyTaps.from_text(taps), *arguments)
+_geometry_from_text = _torch.constant_object(Geometry.from_operator_arguments)
 
 
 Convolution = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import engines
-from .checks import IntPair, Ratio, as_anchors, as_pair, as_sequence, check_layer
+from .checks import IntPair, Ratio, as_anchors, as_pair, as_sequence, check_freq_dim, check_layer
 from .engines import Geometry, geometry_of
 from .functional import convolve, lower, mix_anchors
 from .taps import FrequencyTaps, Interpolation, harmonic_taps, log_harmonic_taps
@@ -173,16 +173,6 @@ _TAPS = {
     "taps", "kernel_size", "padding_mode", "anchor", "harmonics", "origin", "interpolation",
     "bins_per_octave", "shifts", "freq_dim",
 }  # fmt: skip
-
-
-def check_freq_dim(freq_dim: int) -> int:
-    """Return which axis is frequency, counted from the last."""
-    if type(freq_dim) is not int or freq_dim not in (-2, -1):
-        raise ValueError(
-            "freq_dim must be -2, for inputs (batch, channel, freq, time), or -1, for (batch, "
-            f"channel, time, freq); got {freq_dim!r}"
-        )
-    return freq_dim
 
 
 def _in_order(pair: Any, freq_dim: int) -> Any:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from .checks import Ratio, as_fraction
+from .checks import Ratio, as_fraction, check_freq_dim
 from .frequency_axis import Axis, Known, Lost, follow
-from .modules import FrequencyTapConv2d, HarmonicConv2d, check_freq_dim
+from .modules import FrequencyTapConv2d, HarmonicConv2d
 
 __all__ = ["Swap", "SwapReport", "replace_conv2d"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -63,6 +64,28 @@ class Geometry:
     ) -> tuple[str, tuple[int, int], tuple[int, int], int, int]:
         """The same as numbers and text, as torch's operators take them."""
         return self.taps_text, self.stride, self.padding, self.dilation, self.groups
+
+    @classmethod
+    def from_operator_arguments(
+        cls,
+        taps: str,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: int,
+        groups: int,
+        row_taps: tuple[int, ...] | None = None,
+    ) -> Geometry:
+        """Return the geometry that `operator_arguments` describe."""
+        along_frequency, along_time = stride
+        before, after = padding
+        return cls(
+            FrequencyTaps.from_text(taps),
+            (along_frequency, along_time),
+            (before, after),
+            dilation,
+            groups,
+            row_taps,
+        )
 
     def span(self, kernel_frames: int) -> int:
         """Return the number of frames that a kernel covers."""

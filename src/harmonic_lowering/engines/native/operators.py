@@ -72,13 +72,7 @@ def gradients(
     return of_input, of_weight, of_bias if needs[2] else None
 
 
-def _geometry(
-    taps: str, stride: Sequence[int], padding: Sequence[int], dilation: int, groups: int
-) -> Geometry:
-    before, after = padding
-    along_frequency, along_time = stride
-    parsed = FrequencyTaps.from_text(taps)
-    return Geometry(parsed, (along_frequency, along_time), (before, after), dilation, groups)
+_geometry = Geometry.from_operator_arguments
 
 
 # -------------------------------------------------------------------- results
