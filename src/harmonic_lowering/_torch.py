@@ -27,6 +27,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.library import Library
 
 __all__ = [
+    "allows_tf32_in_convolutions",
     "compile_time_constant",
     "constant_object",
     "fx_call",
@@ -280,6 +281,15 @@ def has_matrix_units() -> bool:
     """Whether this processor multiplies half-precision matrices in units of their own (AMX)."""
     probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return probe is not None and bool(probe())
+
+
+def allows_tf32_in_convolutions() -> bool:
+    """Whether torch's switches let convolutions of float32 multiply in TF32."""
+    switches = getattr(torch.backends.cudnn, "conv", None)
+    precision = getattr(switches, "fp32_precision", None)  # torch 2.9 and newer
+    if precision is None:
+        return bool(torch.backends.cudnn.allow_tf32)
+    return precision == "tf32"
 
 
 def register_autograd(

@@ -1,0 +1,255 @@
+"""The Triton engine without a card: its kernels in the interpreter, and compiled for other machines.
+
+With a card, the tests marked `gpu` run the same kernels on it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import EVERY_ARGUMENT, fixed_case
+
+from harmonic_lowering import HarmonicConv2d, engines, harmonic_conv2d
+from harmonic_lowering.engines import lowering
+from harmonic_lowering.engines.geometry import geometry_of
+from harmonic_lowering.engines.native import core as native_core
+from harmonic_lowering.engines.triton import core, plan
+from harmonic_lowering.taps import FrequencyTaps, harmonic_taps
+
+ROOT = Path(__file__).parents[1]
+MISSING = core._triton_is_missing()
+pytestmark = pytest.mark.filterwarnings("ignore::harmonic_lowering.DeadTapWarning")
+needs_triton = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
+# What one kernel column after another cannot show: long enough rows for all columns at once.
+LONG = {
+    "columns": fixed_case(shape=(1, 3, 4, 80), taps={"anchor": 1}),
+    "seven columns": fixed_case(shape=(1, 2, 3, 70), frames=7, padding=3, out_channels=5),
+    "dilated columns": fixed_case(shape=(2, 1, 3, 65), dilation=2, padding=1, groups=2),
+    "columns without padding": fixed_case(shape=(1, 2, 3, 131), padding=0, bias=False),
+    "many channels": fixed_case(shape=(1, 18, 3, 9), out_channels=18),
+}
+CASES = {**EVERY_ARGUMENT, **LONG}
+# Float16 takes the same paths; the interpreter gets bfloat16 wrong (triton issue 11584).
+IN_FLOAT16 = ("plain", "stride", "groups", "shifts", "columns", "many channels")
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Let the kernels run on the CPU, and count their launches."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for name in ("triton", "kernels"):  # the kernels are what they were at their import
+        monkeypatch.delitem(sys.modules, f"{core.__package__}.{name}", raising=False)
+    monkeypatch.setattr(core, "_failures", {})
+    launched = []
+    launch = core._launch
+
+    def counted(name, *arguments, **constants):
+        launched.append((name, constants))
+        launch(name, *arguments, **constants)
+
+    monkeypatch.setattr(core, "_launch", counted)
+    yield launched
+    sys.modules.pop(f"{core.__package__}.kernels", None)
+
+
+def layout(tensor, form):
+    """Return the same values in another memory layout."""
+    if form == "channels last":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if form == "every other":
+        return tensor.repeat_interleave(2, 3)[..., ::2]
+    return tensor
+
+
+def results(case, engine, dtype, device="cpu", form="contiguous"):
+    """Return the output and all gradients of one call."""
+    tensors = [t if t is None else t.to(device) for t in case.tensors(torch.float64)]
+    given = [t if t is None else layout(t.to(dtype), form if t.ndim == 4 else "") for t in tensors]
+    x, w, b = (t if t is None else t.detach().requires_grad_() for t in given)
+    y = case.call(x, w, b, engine)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    leaves = [t for t in (x, w, b) if t is not None]
+    return [y, *torch.autograd.grad(y, leaves, layout(grad, form))]
+
+
+def assert_parity(case, dtype, device="cpu", form="contiguous"):
+    got = results(case, "triton", dtype, device, form)
+    # the same rounded numbers, computed exactly
+    x, w, b = (t if t is None else t.to(dtype).double() for t in case.tensors(torch.float64))
+    rounded = fixed_case(**{**case.__dict__})
+    rounded.tensors = lambda _: (x, w, b)
+    wanted = results(rounded, "reference", torch.float64)
+    for ours, exact in zip(got, wanted, strict=True):
+        assert ours.dtype == dtype
+        error = (ours.cpu().double() - exact).norm() / exact.norm().clamp_min(1e-30)
+        assert error < TOLERANCE[dtype] or exact.norm() == 0 == ours.norm()
+
+
+@needs_triton
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_agree_with_the_reference(name, interpreted):
+    assert_parity(CASES[name], torch.float32)
+    kernels = [launched for launched, _ in interpreted]
+    assert kernels == ["apply", "apply", "weight_grad"]
+    assert interpreted[0][1]["COLUMNS"] == ("column" in name)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", IN_FLOAT16)
+def test_kernels_agree_with_the_reference_in_float16(name, interpreted):
+    assert_parity(CASES[name], torch.float16)
+
+
+@needs_triton
+@pytest.mark.parametrize("form", ["channels last", "every other"])
+@pytest.mark.parametrize("name", ["plain", "columns"])
+def test_memory_layouts(name, form, interpreted):
+    assert_parity(CASES[name], torch.float32, form=form)
+    y, of_input, *_ = results(CASES[name], "triton", torch.float32, form=form)
+    wanted = "channels last" if form == "channels last" else "contiguous"
+    assert all(t.stride() == layout(t.contiguous(), wanted).stride() for t in (y, of_input))
+
+
+@needs_triton
+def test_only_the_gradients_that_are_needed(interpreted):
+    x, w, b = CASES["plain"].tensors(torch.float32)
+    for needs, kernels in (
+        ((True, False, False), ["apply"]),
+        ((False, True, False), ["weight_grad"]),
+        ((False, False, True), []),
+    ):
+        leaves = [t.detach().requires_grad_(need) for t, need in zip((x, w, b), needs, strict=True)]
+        y = CASES["plain"].call(*leaves, "triton")
+        interpreted.clear()
+        y.sum().backward()
+        assert [name for name, _ in interpreted] == kernels
+        assert [leaf.grad is not None for leaf in leaves] == list(needs)
+
+
+@needs_triton
+def test_two_runs_are_bitwise_equal(interpreted):
+    first, again = (results(CASES["columns"], "triton", torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@needs_triton
+def test_an_infinity_in_a_row_that_is_not_read_stays_there(interpreted):
+    x, w = torch.zeros(1, 1, 6, 66), torch.ones(1, 1, 2, 3)
+    x[..., 5, :] = torch.inf
+    for frames in (5, 66):
+        y = harmonic_conv2d(x[..., :frames], w, padding=1, anchor=2, engine="triton")
+        wanted = harmonic_conv2d(x[..., :frames], w, padding=1, anchor=2, engine="reference")
+        torch.testing.assert_close(y, wanted)
+        assert y[0, 0, :5].isfinite().all()
+
+
+@needs_triton
+def test_operators_take_the_kernels(interpreted, monkeypatch):
+    """What torch.compile, torch.export and double backward call."""
+    monkeypatch.setattr(native_core, "unsupported_reason", lambda *_: "it is away")
+    case = CASES["plain"]
+    x, w, b = case.tensors(torch.float32)
+    given = geometry_of(harmonic_taps(3, 2, None, 0, "linear"), 1, 1, 1, 1, 3)
+    arguments = given.operator_arguments
+    operators = torch.ops.harmonic_lowering
+    y = operators.tap_conv2d(x, w, b, *arguments)
+    torch.testing.assert_close(y, lowering.convolve(x, w, b, given))
+    of_input = operators.tap_conv2d_input_grad(y, w, *arguments, *x.shape[2:])
+    torch.testing.assert_close(of_input, lowering.input_grad(y, w, given, x.shape))
+    of_weight, of_bias = operators.tap_conv2d_weight_grad(x, y, *arguments, 3, True)
+    torch.testing.assert_close(of_weight, lowering.weight_grad(x, y, given, w.shape))
+    torch.testing.assert_close(of_bias, y.sum((0, 2, 3)))
+    assert [name for name, _ in interpreted] == ["apply", "apply", "weight_grad"]
+
+
+@needs_triton
+def test_compiled_and_second_derivatives(interpreted, monkeypatch):
+    monkeypatch.setattr(native_core, "unsupported_reason", lambda *_: "it is away")
+    layer = HarmonicConv2d(2, 2, 3, padding=1, anchor=2, engine="triton")
+    x = torch.randn(1, 2, 5, 6, requires_grad=True)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    assert len(interpreted) == 2
+
+    def penalty():
+        (g,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), (x, layer.weight))
+
+    got = penalty()
+    layer.engine = "lowering"
+    for ours, wanted in zip(got, penalty(), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+# -------------------------------------------------------------------- refusals
+
+
+@needs_triton
+def test_a_kernel_that_does_not_compile(interpreted, monkeypatch):
+    """One clear sentence for whoever requested the engine; `auto` goes on, forward and backward."""
+    real = core._kernels()
+    broken = type("Broken", (), {"apply": None, "weight_grad": None})
+    monkeypatch.setattr(core, "_kernels", lambda: broken)
+    case = CASES["plain"]
+    with pytest.raises(NotImplementedError, match="could not compile or launch the kernel 'apply'"):
+        results(case, "triton", torch.float32)
+    # it is remembered: the next call does not try again
+    with pytest.raises(NotImplementedError, match="or use engine='auto'"):
+        results(case, "triton", torch.float32)
+
+    core._failures.clear()
+    x, w, b = (t.requires_grad_() for t in case.tensors(torch.float32))
+    given = geometry_of(harmonic_taps(3, 2, None, 0, "linear"), 1, 1, 1, 1, 3)
+    wanted = lowering.convolve(x, w, b, given)
+    y = engines.triton.convolve_or_stock(x, w, b, given)
+    torch.testing.assert_close(y, wanted)
+    core._failures.clear()
+    partly = type("Partly", (), {"apply": real.apply, "weight_grad": None})
+    monkeypatch.setattr(core, "_kernels", lambda: partly)
+    y = engines.triton.convolve_or_stock(x, w, b, given)
+    got, right = (torch.autograd.grad(t.sum(), (x, w, b)) for t in (y, wanted))
+    for ours, theirs in zip(got, right, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_auto_takes_it_only_where_it_was_measured(monkeypatch):
+    x, w, b = (t.to("meta") for t in CASES["plain"].tensors(torch.float32))
+    monkeypatch.setattr(core, "_unsupported_machine", lambda: None)
+    monkeypatch.setattr(core, "_unsupported_device", lambda device: None)
+    monkeypatch.setattr(core, "_capability", lambda device: (9, 0))
+    choice = engines.choose("auto", x, w, b)
+    assert choice.engine == "lowering"
+    assert "has not been measured on cards of capability 9.0" in choice.reason
+    monkeypatch.setattr(core, "MEASURED_CAPABILITIES", {(9, 0)})
+    assert engines.choose("auto", x, w, b).engine == "triton"
+    monkeypatch.setattr(core, "_unsupported_device", lambda device: "it is too old")
+    assert "it is too old" in engines.choose("auto", x, w, b).reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x, w: (x.double(), w.double()), r"takes one of .*float16.*got \['torch.float64'\]"),
+        (lambda x, w: (x, w.to("meta")), "different devices"),
+        (lambda x, w: (x.expand(1, 1 << 31, 9, 6), w), "2\\*\\*31"),
+    ],
+)
+def test_tensors_that_it_does_not_take(change, reason, monkeypatch):
+    monkeypatch.setattr(core, "_unsupported_machine", lambda: None)
+    monkeypatch.setattr(core, "_unsupported_device", lambda device: None)
+    tensors = change(torch.ones(1, 1, 9, 6).expand(1, 1, 9, 6), torch.ones(1, 1, 3, 3))
+    if "31" in reason:
+        tensors = torch.empty(1, 1, 1 << 16, (1 << 15) + 1, device="meta"), torch.ones(1)
+        tensors = tensors[0], tensors[1].to("meta")
+    assert pytest.raises(AssertionError, match=reason, expected_exception=None) if False else True
+    import re
+
+    assert re.search(reason, core.unsupported_reason(*tensors))
