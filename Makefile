@@ -12,7 +12,7 @@ CORE_SOURCES := $(wildcard src/harmonic_lowering/engines/native/csrc/*.cpp src/h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast lint sanitize fuzz fuzz-layers fuzz-audio wheel bench bench-peers bench-denoise formats native clean
+.PHONY: help demo test test-fast lint sanitize fuzz fuzz-layers fuzz-audio wheel bench bench-gpu bench-peers bench-denoise formats native clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -71,6 +71,16 @@ sanitize: ## run the native core under the address, undefined-behaviour and thre
 
 bench: $(READY) native ## time the layers beside their peers; needs a quiet machine
 	@$(PY) -m benchmarks.layers $(ARGS)
+
+# An environment whose torch is built for CUDA, as PyTorch's site installs it, brings Triton along:
+# make bench-gpu PY=python uses the one that is active, without building .venv.
+ifeq ($(origin PY),command line)
+bench-gpu:
+else
+bench-gpu: $(READY)
+endif
+bench-gpu: ## time the layers beside cuDNN's Conv2d on a GPU, in six minutes; prints a report to send
+	@PYTHONPATH=src:. $(PY) -m benchmarks.gpu $(ARGS)
 
 # torchvision's deform_conv2d requires a torch of its own, so it gets its own environment.
 bench-peers: $(READY) ## install torchvision into .venv-peers (several GB), for make bench

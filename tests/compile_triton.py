@@ -1,21 +1,17 @@
 """Compile the Triton kernels for cards that need not be here, and print what each one takes.
 
-    python tests/compile_triton.py [CAPABILITY ...]
+    TRITON_INTERPRET=0 python tests/compile_triton.py [CAPABILITY ...]
 
 Real calls of the layers say which kernels, with which arguments: their launches are recorded, on
 the CPU, instead of made. A line of JSON for each kernel: registers, spilled bytes, shared memory.
 """
 
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-os.environ["TRITON_INTERPRET"] = "0"
-sys.path[:0] = [str(Path(__file__).parents[1] / "src")]
 
 import torch
 import triton
@@ -72,10 +68,9 @@ def source(name, arguments, constants):
     function = getattr(kernels, name)
     signature, known, attributes = {}, {}, {}
     for index, (parameter, value) in enumerate(zip(function.params, arguments, strict=False)):
-        if value is None or (value == 1 if isinstance(value, int) else False):
-            if value is None or not parameter.do_not_specialize:
-                signature[parameter.name], known[(index,)] = "constexpr", value
-                continue
+        if value is None or (type(value) is int and value == 1 and not parameter.do_not_specialize):
+            signature[parameter.name], known[(index,)] = "constexpr", value
+            continue
         if isinstance(value, int):
             signature[parameter.name] = "i32"
             aligned = value % 16 == 0 and not parameter.do_not_specialize

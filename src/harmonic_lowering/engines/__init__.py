@@ -94,8 +94,8 @@ def choose(
     """Return the engine that a call with ``engine=engine`` and these tensors uses, and why.
 
     The rule of ``engine="auto"``: the native core where it can run; the Triton kernels on cards on
-    which they were measured; else slabs where the lowered tensor is large; else the lowered tensor. What is large depends on whether the call is part of
-    training, and on how many rows are dead.
+    which they were measured; else slabs where the lowered tensor is large; else the lowered tensor.
+    What is large depends on whether the call is part of training, and on how many rows are dead.
     """
     check_name(engine)
     if engine != "auto":

@@ -123,7 +123,7 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
 
 
 def _reach(tensor: Tensor) -> int:
-    """Return how far the elements of one batch item lie apart, which the kernels count in 32 bits."""
+    """Return how far apart a batch item's elements lie, which the kernels count in 32 bits."""
     sizes, strides = tensor.shape[1:], tensor.stride()[1:]
     return sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
 
@@ -149,9 +149,7 @@ def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
 
 def input_grad(grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor) -> None:
     """Compute the input's gradient: the output's, through the flipped kernel and P_jᵀ."""
-    table = plan.pairs_of_adjoint(
-        geometry.taps, grad.device, result.shape[2], geometry.stride[0]
-    )
+    table = plan.pairs_of_adjoint(geometry.taps, grad.device, result.shape[2], geometry.stride[0])
     padding = geometry.span(weight.shape[3]) - 1 - geometry.padding[0]
     _apply(
         grad, weight, None, result, table, geometry,

@@ -1,6 +1,7 @@
 """The kernels. Importing this needs Triton.
 
-With ``TRITON_INTERPRET=1`` in the environment at that time they run on the CPU, slowly.
+With ``TRITON_INTERPRET=1`` in the environment when Triton is imported, which this package and
+torch may do, they run on the CPU, slowly.
 """
 
 # Triton reads the source of its functions: no annotations from __future__, and no other modules.
@@ -54,12 +55,12 @@ def apply(
         n = tl.arange(0, N_COLUMNS * OUT)
         column = n // OUT
         out = tl.program_id(1) % out_tiles * OUT + n % OUT
-        acc = tl.zeros((FRAMES, N_COLUMNS * OUT), tl.float32)
+        acc = tl.full((FRAMES, N_COLUMNS * OUT), 0.0, tl.float32)
         period: tl.constexpr = CHANNELS
     else:
         t = tile * FRAMES + tl.arange(0, FRAMES)
         out = o
-        acc = tl.zeros((FRAMES, OUT), tl.float32)
+        acc = tl.full((FRAMES, OUT), 0.0, tl.float32)
         period: tl.constexpr = CHANNELS * KERNEL_FRAMES
     source += item * source_batch + group * CHANNELS * source_channel
     weight += group * weight_group
@@ -78,7 +79,7 @@ def apply(
         second_share = tl.load(share + 2 * pair + 1, mask=live, other=0.0)
         j = tl.load(tap + pair, mask=live, other=0)
         if COLUMNS:
-            frame = t[:, None] - padding + tl.zeros_like(q)[None, :]
+            frame = t[:, None] - padding
             k = tl.where(FLIP, KERNEL_FRAMES - 1 - column, column)[None, :]
             real = live[:, None] & (column < KERNEL_FRAMES)[None, :]
         else:
@@ -165,7 +166,7 @@ def weight_grad(
     items = batch * n_pairs
     each = (items + n_splits - 1) // n_splits
     stop = tl.minimum((split + 1) * each, items)
-    acc = tl.zeros((DEPTH, OUT), tl.float32)
+    acc = tl.full((DEPTH, OUT), 0.0, tl.float32)
     for step in range(split * each * n_tiles, stop * n_tiles):
         number = step // n_tiles
         item = (number // n_pairs).to(tl.int64)

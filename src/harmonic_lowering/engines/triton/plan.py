@@ -137,7 +137,7 @@ def tiles(
             depth = 16 if wide or channels <= 16 else 32
             return Tiles(True, frames, out, depth, 8 if out * n_columns > 128 else 4, 2)
     depth = min(32 if wide else 64, power_of_two(channels * kernel_frames))
-    frames = min(128 if out <= 32 else 64, power_of_two(n_frames))
+    frames = min(128 if out <= 32 and precision != "tf32x3" else 64, power_of_two(n_frames))
     return Tiles(False, frames, out, depth, 4, 2)
 
 
@@ -148,7 +148,7 @@ def grad_tiles(
     out = min(64, power_of_two(out_channels))
     depth = min(128 if out <= 32 else 64, power_of_two(channels * kernel_frames))
     frames = min(32 if dtype == torch.float32 else 64, power_of_two(n_frames))
-    return GradTiles(depth, out, frames, 4, 2)
+    return GradTiles(depth, out, frames, 8 if depth * frames >= 4096 else 4, 2)
 
 
 def power_of_two(value: int) -> int:
