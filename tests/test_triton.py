@@ -225,7 +225,16 @@ def test_auto_takes_it_only_where_it_was_measured(monkeypatch):
     choice = engines.choose("auto", x, w, b)
     assert choice.engine == "lowering"
     assert "has not been measured on cards of capability 9.0" in choice.reason
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def is_chosen(x):
+        return x + (core.auto_reason(x) is None)
+
+    torch.compiler.reset()
+    assert is_chosen(torch.zeros(1)) == 0
     monkeypatch.setattr(core, "MEASURED_CAPABILITIES", {(9, 0)})
+    torch.compiler.reset()
+    assert is_chosen(torch.zeros(1)) == 1
     assert engines.choose("auto", x, w, b).engine == "triton"
     monkeypatch.setattr(core, "_unsupported_device", lambda device: "it is too old")
     assert "it is too old" in engines.choose("auto", x, w, b).reason

@@ -289,7 +289,7 @@ def allows_tf32_in_convolutions() -> bool:
     precision = getattr(switches, "fp32_precision", None)  # torch 2.9 and newer
     if precision is None:
         return bool(torch.backends.cudnn.allow_tf32)
-    return precision == "tf32"
+    return bool(precision == "tf32")
 
 
 def register_autograd(

@@ -90,7 +90,7 @@ def frequency_tap_conv2d(
         As in `conv2d`.
     taps : FrequencyTaps
         Where the kernel's rows read.
-    engine : {"auto", "native", "blocked", "lowering", "reference"}
+    engine : {"auto", "native", "triton", "blocked", "lowering", "reference"}
         How to compute it; see `harmonic_lowering.engines`. All give the same result.
 
     Returns

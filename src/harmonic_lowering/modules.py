@@ -315,7 +315,7 @@ class HarmonicConv2d(_AnchoredConv2d):
         Which axis of the input is frequency: -2 for (batch, channel, freq, time), -1 for (batch,
         channel, time, freq). Pairs and the weight are in the order of the input's axes, as
         Conv2d's, so with -1 ``kernel_size=(K_t, K)`` and ``padding=(int, 0)``.
-    engine : {"auto", "native", "blocked", "lowering", "reference"}
+    engine : {"auto", "native", "triton", "blocked", "lowering", "reference"}
         How to compute it. All give the same result; `engine_for` tells which one is used.
 
     Attributes

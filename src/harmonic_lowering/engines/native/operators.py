@@ -85,7 +85,7 @@ def _output(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any)
     tensors = (input, weight) if bias is None else (input, weight, bias)
     for kernels in _kernels_for(*tensors):
         with suppress(triton_core.CannotRunError):
-            return kernels.output(input, weight, bias, geometry)
+            return kernels.output(input, weight, bias, geometry)  # type: ignore[no-any-return]
     return lowering.convolve(input, weight, bias, geometry)
 
 
@@ -120,7 +120,7 @@ def _kernels_for(*tensors: Tensor) -> Iterator[Any]:
     """Yield what can compute with these tensors: the native core, Triton's kernels, or nothing."""
     if all(tensor.numel() > 0 for tensor in tensors):
         for kernels in (core, triton_core):
-            if not kernels.unsupported_reason(*tensors):  # type: ignore[attr-defined]
+            if not kernels.unsupported_reason(*tensors):
                 yield kernels
 
 

@@ -30,8 +30,10 @@ LEAST_CAPABILITY = (8, 0)  # tensor cores that take TF32 and bfloat16
 # faster than stock operations. `engine="auto"` uses it on these only. No card has been tried yet.
 MEASURED_CAPABILITIES: frozenset[tuple[int, int]] = frozenset()
 
+_REACH = 1 << 31  # elements of one batch item, which the kernels count in 32 bits
+_TOO_LARGE = "a batch item has 2**31 elements or more"
 _PARTIAL_BYTES = 16 << 20  # of all partial sums of the weight's gradient
-_PROGRAMS_PER_PROCESSOR = 4
+_PROGRAMS_PER_PROCESSOR = 8  # many, because taps differ in live rows
 _failures: dict[torch.device, str] = {}  # which did not compile or launch, and why
 _in_graphs: list[plan.Pairs] = []  # tables that a captured CUDA graph reads for as long as it lives
 
@@ -57,16 +59,24 @@ def unsupported_reason(*tensors: Tensor) -> str | None:
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         names = sorted(str(dtype) for dtype in dtypes)
         return f"it takes one of {[str(d) for d in DTYPES]}, the same for all, got {names}"
-    if any(_reach(tensor) >= 1 << 31 for tensor in tensors):
-        return "a batch item has 2**31 elements or more"
+    if any(_reach(tensor) >= _REACH for tensor in tensors):
+        return _TOO_LARGE
     return None
 
 
 def auto_reason(*tensors: Tensor) -> str | None:
     """Return why ``engine="auto"`` does not choose these kernels, or None."""
-    if reason := unsupported_reason(*tensors):
+    if reason := _not_measured(tensors[0].device):  # nothing else is traced by a compiler then
+        return reason
+    reason = unsupported_reason(*tensors)
+    return f"as for the engine 'triton', {reason}" if reason else None
+
+
+@_torch.compile_time_constant
+def _not_measured(device: torch.device) -> str | None:
+    if reason := _unsupported_machine() or _unsupported_device(device):
         return f"as for the engine 'triton', {reason}"
-    capability = _capability(tensors[0].device)
+    capability = _capability(device)
     if capability in MEASURED_CAPABILITIES:
         return None
     number = ".".join(map(str, capability or ("none",)))
@@ -123,7 +133,7 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
 
 
 def _reach(tensor: Tensor) -> int:
-    """Return how far apart a batch item's elements lie, which the kernels count in 32 bits."""
+    """Return how far apart the elements of a batch item lie in memory."""
     sizes, strides = tensor.shape[1:], tensor.stride()[1:]
     return sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
 
@@ -139,6 +149,8 @@ def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
         device=input.device,
         memory_format=memory_format(input, weight),
     )
+    if _reach(result) >= _REACH:
+        raise CannotRunError(f"engine 'triton' cannot run: {_TOO_LARGE}; or use engine='auto'")
     table = plan.pairs(geometry.taps, input.device, input.shape[2], geometry.stride[0])
     _apply(
         input, weight, bias, result, table, geometry,

@@ -48,8 +48,8 @@ def pairs(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
 def pairs_of_adjoint(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
     """Return what each input row reads of the output's gradient."""
     readers: dict[tuple[int, int], list[tuple[int, float]]] = {}
-    for target, tap, *reads in _forward(taps, n_bins, stride):
-        for row, share in reads:
+    for target, tap, *read in _forward(taps, n_bins, stride):
+        for row, share in read:
             if row >= 0:
                 readers.setdefault((row, tap), []).append((target, share))
     found: list[Pair] = []
@@ -63,7 +63,7 @@ def pairs_of_adjoint(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
 def pairs_by_tap(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
     """Return the pairs of `pairs`, tap after tap."""
     found = _forward(taps, n_bins, stride)
-    return _table(((tap, target, *reads) for target, tap, *reads in found), len(taps))
+    return _table(((tap, row, first, second) for row, tap, first, second in found), len(taps))
 
 
 def _forward(taps: FrequencyTaps, n_bins: int, stride: int) -> list[Pair]:
