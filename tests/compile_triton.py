@@ -1,6 +1,6 @@
 """Compile the Triton kernels for cards that need not be here, and print what each one takes.
 
-    TRITON_INTERPRET=0 python tests/compile_triton.py [CAPABILITY ...]
+    TRITON_INTERPRET=0 python tests/compile_triton.py [--quick] [CAPABILITY ...]
 
 Real calls of the layers say which kernels, with which arguments: their launches are recorded, on
 the CPU, instead of made. A line of JSON for each kernel: registers, spilled bytes, shared memory.
@@ -40,6 +40,9 @@ CALLS = {
     "first layer, TF32": (3, (2, 8), torch.float32, True, {}),
     "dilated groups, bfloat16": (3, (32, 64), torch.bfloat16, True, {"dilation": 4, "groups": 4}),
 }
+
+QUICK = ("Setting 1, TF32", "Setting 3, bfloat16, channels last", "strided, wide, float16",
+         "first layer, TF32")  # fmt: skip
 
 
 def launches(kernel, channels, dtype, last, options):
@@ -99,8 +102,9 @@ def usage(cubin):
     }
 
 
-def main(capabilities):
-    for what, (kernel, channels, dtype, tf32, options) in CALLS.items():
+def main(capabilities, chosen):
+    for what in chosen:
+        kernel, channels, dtype, tf32, options = CALLS[what]
         torch.backends.cudnn.allow_tf32 = tf32
         for name, arguments, constants, launch in launches(
             kernel, channels, dtype, "channels last" in what, options
@@ -118,4 +122,5 @@ def main(capabilities):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["80", "90", "100"])
+    numbers = [word for word in sys.argv[1:] if word.isdigit()]
+    main(numbers or ["80", "90", "100"], QUICK if "--quick" in sys.argv else CALLS)

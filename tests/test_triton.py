@@ -137,6 +137,7 @@ def test_two_runs_are_bitwise_equal(interpreted):
 
 
 @needs_triton
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")  # beyond the channels
 def test_an_infinity_in_a_row_that_is_not_read_stays_there(interpreted):
     x, w = torch.zeros(1, 1, 6, 66), torch.ones(1, 1, 2, 3)
     x[..., 5, :] = torch.inf
@@ -291,10 +292,12 @@ def compiled(*arguments):
 
 @needs_triton
 @pytest.mark.parametrize(
-    "capability", ["90", *(pytest.param(other, marks=pytest.mark.slow) for other in ("80", "100"))]
+    "arguments",
+    [["--quick", "90"], *(pytest.param([n], marks=pytest.mark.slow) for n in ("80", "90", "100"))],
+    ids=" ".join,
 )
-def test_kernels_compile_without_spilling(capability):
-    found = compiled(capability)
+def test_kernels_compile_without_spilling(arguments):
+    found = compiled(*arguments)
     assert {row["kernel"] for row in found} == {"apply", "weight_grad"}
     assert {row["columns"] for row in found} == {True, False, None}
     for row in found:
