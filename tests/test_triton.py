@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracle import EVERY_ARGUMENT, fixed_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import EVERY_ARGUMENT, cases, fixed_case
 
 from harmonic_lowering import HarmonicConv2d, engines, harmonic_conv2d
+from harmonic_lowering.denoise import Denoiser, dap, fit
 from harmonic_lowering.engines import lowering
 from harmonic_lowering.engines.geometry import geometry_of
 from harmonic_lowering.engines.native import core as native_core
@@ -102,6 +105,19 @@ def test_kernels_agree_with_the_reference(name, interpreted):
 @pytest.mark.parametrize("name", IN_FLOAT16)
 def test_kernels_agree_with_the_reference_in_float16(name, interpreted):
     assert_parity(CASES[name], torch.float16)
+
+
+@needs_triton
+@pytest.mark.skipif(not core.is_interpreted(), reason="a card is here")
+@pytest.mark.slow
+@settings(max_examples=10)
+@given(
+    case=cases(largest=5),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    form=st.sampled_from(["contiguous", "channels last", "every other"]),
+)
+def test_random_calls_agree_with_the_reference(case, dtype, form):
+    assert_parity(case, dtype, form=form)
 
 
 @needs_triton
@@ -306,6 +322,33 @@ def test_kernels_compile_without_spilling(arguments):
         assert row["shared"] <= 99 << 10, row  # what the smallest card since 8.0 has
 
 
+# -------------------------------------------------------------------- the denoiser's loop
+
+
+@pytest.mark.parametrize(
+    ("method", "read"), [(dap, {1, 4, 8, 9}), (fit, {1, 5, 9})], ids=["dap", "prior"]
+)
+def test_reading_losses_rarely_changes_nothing_else(method, read, monkeypatch):
+    """As on a card, which every reading waits for."""
+    reads = []
+    for name in ("__float__", "tolist"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda tensor, real=real: (reads.append(0), real(tensor))[1]
+        )
+    sound = torch.sin(torch.arange(4000) / 20) / 2 + torch.randn(4000) / 20
+    denoiser = Denoiser(method="dap" if method is dap else "prior", steps=9, widths=(4, 4))
+    found, counts, seen = [], [], []
+    for wait in (1, 4):
+        monkeypatch.setattr(method, "losses_wait", lambda device, wait=wait: wait)
+        reads.clear()
+        found.append(denoiser(sound, 16000, progress=seen.append).waveform)
+        counts.append(len(reads))
+    assert torch.equal(*found)
+    assert counts[0] - counts[1] == 9 - len(read)
+    assert len({(progress.step, progress.ended) for progress in seen}) == 9
+
+
 # -------------------------------------------------------------------- with a card
 
 
@@ -400,8 +443,6 @@ def test_memory_on_a_card_is_at_most_conv2ds(card):
 @pytest.mark.gpu
 def test_seeds_give_the_same_draws_on_a_card(card):
     """The denoiser draws on the CPU, so that a card starts from the same numbers."""
-    from harmonic_lowering.denoise import Denoiser
-
     sound = torch.sin(torch.arange(16000) / 20) / 2 + torch.randn(16000) / 20
     on_cpu, on_card = (
         Denoiser(method="dap", steps=2, device=device)(sound, 16000).waveform
