@@ -354,6 +354,8 @@ def test_reading_losses_rarely_changes_nothing_else(method, read, monkeypatch):
 
 @pytest.fixture
 def card():
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA card here")
     if reason := core.unsupported_reason(torch.empty(0, device="cuda")):
         pytest.skip(reason)
     return "cuda"

@@ -82,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _no_card(device: str) -> str | None:
+    if core.is_interpreted():
+        return "TRITON_INTERPRET is set: the kernels would be interpreted, not measured"
     try:
+        if torch.device(device).type != "cuda":
+            return f"device {device!r} is no card: this measures NVIDIA's"
         return core.unsupported_reason(torch.empty(0, device=device))
     except (RuntimeError, AssertionError) as error:
         lines = str(error).splitlines() or ["it has no message"]
