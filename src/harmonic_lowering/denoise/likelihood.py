@@ -91,7 +91,7 @@ def shrinkage_risk(power: Tensor, noise: Tensor) -> float:
 
 
 def _snr(like: Tensor) -> Tensor:
-    # made on the device: a list of numbers would be sent there at every step
+    # Made on the device: a list of numbers would be sent there at every step.
     step = SNR_DB[1] - SNR_DB[0]
     grid = torch.arange(SNR_DB[0], SNR_DB[-1] + 1, step, dtype=like.dtype, device=like.device)
     return 10 ** (grid / 10)

@@ -29,9 +29,9 @@ from .plans import cached_on_device
 
 __all__ = ["convolve", "unsupported_reason"]
 
-# What the slabs of one step may take: of a CPU's cache a few MB. On an accelerator a step is some
-# dozens of launches, which cost more than memory: a slab is several times its cache, and at most
-# 256 MB (what is right for each card has not been measured).
+# What the slabs of one step may take. A CPU's cache holds a few MB. On an accelerator a step is
+# dozens of launches, which cost more than memory: a slab is several times its cache, at most 256 MB
+# (not measured yet).
 SLAB_BYTES = {"cpu": 8 << 20}
 CACHES_A_SLAB = 8
 LARGEST_SLAB_BYTES = 256 << 20
