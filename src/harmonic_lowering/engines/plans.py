@@ -30,8 +30,7 @@ def cached_on_device(build: Callable[..., Plan]) -> Callable[..., Plan]:
     def make(taps: FrequencyTaps, device: torch.device, *sizes: int) -> Plan:
         with _torch.making_constants():
             entries = build(taps, *sizes)
-            moved = (e.to(device) if isinstance(e, Tensor) else e for e in entries)
-            return tuple.__new__(type(entries), moved)  # also of a NamedTuple
+            return type(entries)(e.to(device) if isinstance(e, Tensor) else e for e in entries)
 
     cached = byte_bounded_cache(make)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..._torch import making_constants
 from ...taps import FrequencyTaps
-from ..plans import cached_on_device
+from ..plans import byte_bounded_cache
 
 __all__ = [
     "GradTiles", "Pairs", "Tiles", "grad_tiles", "pairs", "pairs_by_tap", "pairs_of_adjoint",
@@ -34,17 +36,33 @@ class Pairs(NamedTuple):
     share: Tensor
 
 
+def _on_device(
+    build: Callable[[FrequencyTaps, int, int], Pairs],
+) -> Callable[[FrequencyTaps, torch.device, int, int], Pairs]:
+    """Let `build(taps, …)` be called as `(taps, device, …)`, and cache what it makes.
+
+    Unlike `plans.cached_on_device` for no tracer: kernels are launched with plain tensors only.
+    """
+
+    @byte_bounded_cache
+    def cached(taps: FrequencyTaps, device: torch.device, n_bins: int, stride: int) -> Pairs:
+        with making_constants():
+            return Pairs(*(table.to(device) for table in build(taps, n_bins, stride)))
+
+    return wraps(build)(cached)
+
+
 Pair = tuple[int, int, tuple[int, float], tuple[int, float]]  # target row, tap, and two reads
 _NOTHING = (-1, 0.0)
 
 
-@cached_on_device
+@_on_device
 def pairs(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
     """Return what each output row reads of the input."""
     return _table(_forward(taps, n_bins, stride), -(-n_bins // stride))
 
 
-@cached_on_device
+@_on_device
 def pairs_of_adjoint(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
     """Return what each input row reads of the output's gradient."""
     readers: dict[tuple[int, int], list[tuple[int, float]]] = {}
@@ -59,7 +77,7 @@ def pairs_of_adjoint(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
     return _table(found, n_bins)
 
 
-@cached_on_device
+@_on_device
 def pairs_by_tap(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
     """Return the pairs of `pairs`, tap after tap."""
     found = _forward(taps, n_bins, stride)
