@@ -36,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("-o", "--output", type=Path, default=TABLE, metavar="CSV", help="default: %(default)s")
-    add("--minutes", type=float, default=6.0, help="when to stop (default: %(default)s)")
+    add(
+        "--minutes", type=float, default=Options.minutes, metavar="M",
+        help="begin nothing new after this time (default: %(default)s)",
+    )  # fmt: skip
     add("--device", default="cuda", help="default: %(default)s")
     add("--toy", action="store_true", help="tiny sizes on any device: tests the benchmark itself")
     arguments = parser.parse_args(argv)
