@@ -2,6 +2,11 @@
 
 import copy
 import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,6 +221,44 @@ WRAPPED = {
 
 def work(rank, folder, name, x):
     train(rank, folder, *WRAPPED[name], x)
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed.py"
+
+
+def losses(folder, *arguments, processes=2):
+    """Run the example under torchrun, and return the loss of each step that it prints."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, EXAMPLE, "--batch", "4", *arguments],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (folder / "run.pt").exists()
+    return {
+        int(step): float(loss) for step, loss in re.findall(r"step (\d+): loss (\S+)", done.stdout)
+    }
+
+
+@pytest.mark.slow
+def test_the_example_trains_alike_in_every_way(tmp_path):
+    alone = losses(tmp_path, "--steps", "20", processes=1)
+    assert list(alone) == [10, 20]
+    assert alone[20] < alone[10]
+    assert losses(tmp_path, "--steps", "10") == pytest.approx({10: alone[10]}, rel=1e-3)
+    again = ("--steps", "20", "--resume", "run.pt")  # by other processes than wrote it
+    assert losses(tmp_path, *again, "--strategy", "fsdp") == pytest.approx(
+        {20: alone[20]}, rel=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_the_example_trains_alike_with_lightning(tmp_path):
+    pytest.importorskip("lightning")
+    found = losses(tmp_path, "--steps", "10", "--lightning")
+    alone = losses(tmp_path, "--steps", "10", processes=1)
+    assert found == pytest.approx(alone, rel=1e-3)
 
 
 @pytest.mark.slow
