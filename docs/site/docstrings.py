@@ -16,6 +16,7 @@ PAGES = Path(__file__).parents[1] / "reference"
 _DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 _MATH = re.compile(r"^( *)\.\. math::[ \n]*((?:.+\n?)+)", re.MULTILINE)
 _NAME = re.compile(r"(?<![`\w\[])`([A-Za-z_][\w.]*)`(?!`)")
+_SEVERAL = re.compile(r"^(\w+(?:, \w+)+)( : .*)?\n((?:    .*\n?)+)", re.MULTILINE)
 _FOOTNOTE = re.compile(r"\[(\d)\]_")
 _FOOTNOTE_TEXT = re.compile(r"^\.\. \[(\d)\] ", re.MULTILINE)
 
@@ -43,9 +44,15 @@ class Docstrings(griffe.Extension):
             path = self._links.get(name) if name != own_name else None
             return f"[`{found[1]}`][{path}]" if path else found[0]
 
-        text = _MATH.sub(_formula, text)
+        text = _SEVERAL.sub(_one_by_one, _MATH.sub(_formula, text))
         text = _FOOTNOTE_TEXT.sub(r"\1. ", _FOOTNOTE.sub(r"\\[\1\\]", text))
         return _NAME.sub(link, text)
+
+
+def _one_by_one(found: re.Match[str]) -> str:
+    """Describe parameters apart that share a line: each has a default of its own."""
+    names, type_, text = found[1].split(", "), found[2] or "", found[3].rstrip("\n")
+    return "".join(f"{name}{type_}\n{text}\n" for name in names)
 
 
 def _formula(found: re.Match[str]) -> str:
