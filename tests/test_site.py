@@ -1,4 +1,4 @@
-"""The documentation builds as a site, strictly; its search works offline, and it fetches nothing."""
+"""The documentation builds as a site, strictly. Its search works offline, and it fetches nothing."""
 
 from __future__ import annotations
 
