@@ -132,7 +132,7 @@ def _help(subcommand: str) -> str:
     run = "import sys; from harmonic_lowering.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", run, subcommand, "--help"],
-        cwd=ROOT / "src", env={**os.environ, "COLUMNS": "100"},
+        cwd=ROOT / "src", env={**os.environ, "COLUMNS": "92"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     text = done.stdout.replace("usage: -c ", "usage: harmonic-lowering ")
