@@ -124,8 +124,11 @@ def train_with_lightning(args: argparse.Namespace) -> None:
     trainer = lightning.Trainer(  # it finds the processes that torchrun started
         strategy="ddp" if world > 1 else "auto", devices=local, num_nodes=world // local,
         max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        use_distributed_sampler=False,  # Lightning's shuffles
     )  # fmt: skip
-    trainer.fit(Task(), DataLoader(Tones(range(args.steps * args.batch)), args.batch // world))
+    tones = Tones(range(args.steps * args.batch))
+    sampler = DistributedSampler(tones, world, int(os.environ.get("RANK", 0)), shuffle=False)
+    trainer.fit(Task(), DataLoader(tones, args.batch // world, sampler=sampler))
     trainer.save_checkpoint(args.checkpoint)
     if trainer.is_global_zero:
         print(f"step {args.steps}: loss {trainer.callback_metrics['loss']:.5f}", flush=True)
