@@ -2,8 +2,7 @@
 
     torchrun --standalone --nproc-per-node 2 examples/distributed.py [--strategy fsdp | --lightning]
 
-The network predicts clean spectrograms of synthetic tones from noisy ones: no data is needed. The
-losses of a batch are the same, whatever the number of processes that share it.
+The network predicts clean spectrograms of synthetic tones from noisy ones: no data is needed.
 """
 
 import argparse
