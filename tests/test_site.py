@@ -46,6 +46,8 @@ def test_the_reference_shows_docstrings(site: Path) -> None:
     layers = (site / "reference/layers.html").read_text("utf-8")
     assert "<math" in layers
     assert 'href="taps.html#harmonic_lowering.origin_after_pooling"' in layers
+    denoise = (site / "reference/denoise.html").read_text("utf-8")
+    assert 'id="harmonic_lowering.denoise.Denoiser.__call__"' in denoise
     command = (site / "reference/command.html").read_text("utf-8")
     assert "--skip-existing" in command
     for page in pages:

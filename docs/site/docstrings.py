@@ -59,4 +59,6 @@ def _formula(found: re.Match[str]) -> str:
     lines = " ".join(line.strip() for line in found[2].splitlines())
     for sign, command in (("−", "-"), ("²", "^2"), ("‖", r"\|")):
         lines = lines.replace(sign, command)
-    return f"{found[1]}$$ {lines.strip()} $$\n"
+    # Side by side they would not fit on a page.
+    formulas = [part.strip().rstrip(",") for part in lines.split(r"\qquad")]
+    return "\n\n".join(f"{found[1]}$$ {formula} $$" for formula in formulas) + "\n"
