@@ -25,6 +25,7 @@ __all__ = [
     "read_bytes", "real", "remove_folder", "send", "write_bytes",
 ]  # fmt: skip
 
+_WITH_FOLDERS = ("ftp", "hdfs", "local", "sftp", "smb", "ssh", "webdav", "webhdfs")
 _EXTRAS = {"s3": "harmonic-lowering[s3]", "s3a": "harmonic-lowering[s3]"}
 
 
@@ -124,8 +125,7 @@ def send(file: Path, target: Address, *, overwrite: bool) -> None:
         storage.invalidate_cache()
         if not overwrite and storage.exists(str(target)):
             raise AudioError(f"{target}: exists already; allow replacing it with --force")
-        with suppress(NotImplementedError, FileExistsError):  # an object store has no folders
-            storage.makedirs(str(target.parent), exist_ok=True)
+        _make_folder(target.parent)
         storage.put_file(str(file), str(target))
         size = storage.size(str(target))
         if size != file.stat().st_size:
@@ -134,14 +134,13 @@ def send(file: Path, target: Address, *, overwrite: bool) -> None:
 
 def read_bytes(place: Place) -> bytes | None:
     """Return what a file holds, None if there is none."""
-    try:
+    with suppress(FileNotFoundError):
         if isinstance(place, Path):
             return place.read_bytes()
-        with _sentences(place):
+        with _sentences(place), suppress(FileNotFoundError):
             data: bytes = _of(place).cat_file(str(place))
             return data
-    except FileNotFoundError:
-        return None
+    return None
 
 
 def write_bytes(place: Place, data: bytes) -> None:
@@ -152,10 +151,8 @@ def write_bytes(place: Place, data: bytes) -> None:
             part.write_bytes(data)
         return
     with _sentences(place):
-        storage = _of(place)
-        with suppress(NotImplementedError, FileExistsError):
-            storage.makedirs(str(place.parent), exist_ok=True)
-        storage.pipe_file(str(place), data)
+        _make_folder(place.parent)
+        _of(place).pipe_file(str(place), data)
 
 
 def remove_folder(place: Place) -> None:
@@ -202,6 +199,12 @@ class Stage:
             self._folder.cleanup()
 
 
+def _make_folder(folder: Address) -> None:
+    """Make a folder where there are folders; an object store would make a bucket."""
+    if _protocol(folder) in _WITH_FOLDERS:
+        _of(folder).makedirs(str(folder), exist_ok=True)
+
+
 def _protocol(address: Address) -> str:
     return address.parts[0].rstrip(":")
 
@@ -233,7 +236,7 @@ def _sentences(address: Address) -> Iterator[None]:
     except (AudioError, ImportError):
         raise
     except FileNotFoundError as error:
-        raise FileNotFoundError(2, "no such file, or no such bucket", str(address)) from error
+        raise AudioError(f"{address}: no such file, or no such bucket") from error
     except PermissionError as error:
         raise AudioError(f"{address}: the storage denies access ({_first(error)})") from error
     except Exception as error:
