@@ -76,7 +76,7 @@ def reports(capsys):
     found = {}
     for line in capsys.readouterr().out.splitlines():
         report = json.loads(line)
-        del report["seconds"]
+        report.pop("seconds", None)
         name = Path(report.pop("output")).name
         found[name] = report
     return found
@@ -98,8 +98,8 @@ def segments_in(folder):
 @pytest.mark.parametrize("more", [[], ["--channels", "separate", "--noise-from", "0-1"]])
 def test_results_are_those_of_one_machine(tmp_path, capsys, ray_cluster, more):
     tapes = tmp_path / "tapes"
-    recording(tapes / "long.wav", 31, subtype="PCM_16")
-    recording(tapes / "side" / "stereo.flac", 14, 44100, 2, subtype="PCM_24")
+    recording(tapes / "long.wav", 21, subtype="PCM_16")
+    recording(tapes / "side" / "stereo.flac", 7, 44100, 2, subtype="PCM_24")
     whole = recording(tapes / "damaged.flac", 2).read_bytes()
     (tapes / "damaged.flac").write_bytes(whole[:40] + bytes(len(whole) - 40))
     (tapes / "none.wav").write_text("no sound")
@@ -116,10 +116,21 @@ def test_results_are_those_of_one_machine(tmp_path, capsys, ray_cluster, more):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
     assert told[0] == told[1]
     assert told[1]["none.wav"]["status"] == "failed"
-    assert told[1]["long.wav"]["steps"] == 4 * 2
+    assert told[1]["long.wav"]["steps"] == 3 * 2  # segments, steps of each
 
 
 # What dies on the way
+
+STEPS = 12  # long enough to be interrupted
+
+
+@pytest.fixture(scope="module")
+def tape(tmp_path_factory):
+    """A recording of four segments, and the result of one machine."""
+    torch.set_num_threads(1)
+    source = recording(tmp_path_factory.mktemp("tape") / "in.wav", 35)
+    assert denoise(source, "-o", source.with_name("here.wav"), steps=STEPS) == 0
+    return source, source.with_name("here.wav")
 
 
 def workers():
@@ -136,9 +147,8 @@ def workers():
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_a_worker_and_a_machine_are_lost(tmp_path, ray_cluster):
-    source = recording(tmp_path / "in.wav", 50)
-    assert denoise(source, "-o", tmp_path / "here.wav", steps=40) == 0
+def test_a_worker_and_a_machine_are_lost(tmp_path, ray_cluster, tape):
+    source, here = tape
     died = []
 
     def kill():
@@ -154,11 +164,11 @@ def test_a_worker_and_a_machine_are_lost(tmp_path, ray_cluster):
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     there = tmp_path / "there.wav"
-    assert denoise(source, "-o", there, "--cluster", ray_cluster.address, steps=40) == 0
+    assert denoise(source, "-o", there, "--cluster", ray_cluster.address, steps=STEPS) == 0
     killer.join(60)
     assert died == ["worker", "machine"]
-    assert there.read_bytes() == (tmp_path / "here.wav").read_bytes()
-    assert below(tmp_path) == ["here.wav", "in.wav", "there.wav"]
+    assert there.read_bytes() == here.read_bytes()
+    assert below(tmp_path) == ["there.wav"]
     ray_cluster.second = ray_cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 
 
@@ -176,10 +186,10 @@ def start(*arguments):
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.parametrize("end", ["SIGKILL", "SIGINT", "SIGTERM"])
-def test_the_command_is_ended_and_goes_on(tmp_path, ray_cluster, end):
-    source, result = recording(tmp_path / "in.wav", 50), tmp_path / "out.wav"
-    arguments = [source, "-o", result, "--steps", "40", "--cluster", ray_cluster.address]
+@pytest.mark.parametrize("end", ["SIGKILL", "SIGINT"])
+def test_the_command_is_ended_and_goes_on(tmp_path, ray_cluster, tape, end):
+    (source, here), result = tape, tmp_path / "out.wav"
+    arguments = [source, "-o", result, "--steps", STEPS, "--cluster", ray_cluster.address]
     with start(*arguments) as process:
         try:
             deadline = time.monotonic() + 120
@@ -194,7 +204,7 @@ def test_the_command_is_ended_and_goes_on(tmp_path, ray_cluster, end):
             errors = process.communicate(timeout=60)[1]
         finally:
             process.kill()
-    assert process.returncode == {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}[end]
+    assert process.returncode == {"SIGKILL": -9, "SIGINT": 130}[end]
     assert "Traceback" not in errors
     while any(name.endswith(".part") for name in below(tmp_path)) and end != "SIGKILL":
         time.sleep(0.1)  # who wrote it cleans up
@@ -205,15 +215,14 @@ def test_the_command_is_ended_and_goes_on(tmp_path, ray_cluster, end):
     kept = Kept(result)
     cleaned, steps = kept.get(first.name)
     kept.put(first.name, cleaned._replace(clean=torch.full_like(cleaned.clean, 0.125)), steps)
-    assert denoise(source, "-o", result, "--cluster", ray_cluster.address, steps=40) == 0
+    assert denoise(source, "-o", result, "--cluster", ray_cluster.address, steps=STEPS) == 0
     marked = soundfile.read(result)[0] == 0.125
     assert 7 * RATE < marked.sum() < 10 * RATE
     assert not segments_in(tmp_path)
-    assert set(below(tmp_path)) <= {"in.wav", "out.wav", "out.partial.wav"}
-    assert denoise(source, "-o", tmp_path / "here.wav", steps=40) == 0
-    same = soundfile.read(tmp_path / "here.wav")[0] == soundfile.read(result)[0]
+    assert set(below(tmp_path)) <= {"out.wav", "out.partial.wav"}
+    same = soundfile.read(here)[0] == soundfile.read(result)[0]
     overlap = RATE
-    assert (same | marked).sum() > len(same) - 2 * overlap
+    assert (same | marked).sum() >= len(same) - 2 * overlap
 
 
 @pytest.mark.slow
@@ -221,7 +230,7 @@ def test_the_command_is_ended_and_goes_on(tmp_path, ray_cluster, end):
 def test_what_is_under_way_is_bounded(ray_cluster):
     ray = pytest.importorskip("ray")
     rng = np.random.default_rng(0)
-    sound = torch.from_numpy(rng.normal(0, 0.1, (1, 40 * RATE)).astype("f4"))
+    sound = torch.from_numpy(rng.normal(0, 0.1, (1, 16 * RATE)).astype("f4"))
     read, ahead = [], []
 
     def reading(start, stop):
@@ -428,7 +437,7 @@ def test_a_server_with_folders(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_bucket_on_a_cluster(tmp_path, capsys, bucket, ray_cluster):
-    source = recording(tmp_path / "a.wav", 21)
+    source = recording(tmp_path / "a.wav", 12)
     for number in range(11):
         bucket.pipe_file(f"tapes/in/bad{number}.wav", b"no sound")
     bucket.put_file(str(source), "tapes/in/a.wav")

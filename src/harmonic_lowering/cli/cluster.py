@@ -74,7 +74,7 @@ class _UnderWay:
         self._noise: dict[int, Any] = {}  # sent once for all segments
         self._at_work: dict[Any, tuple[Segment, str]] = {}
         self._done: dict[int, Done] = {}
-        self._count_again, self._limit = 0.0, 1
+        self._count_again, self._limit = 0.0, 0
 
     def run(
         self,
@@ -162,11 +162,17 @@ class _UnderWay:
                 yield segment, cleaned or Cleaned(segment.noisy.clone(), untouched=True)
 
     def _most(self) -> int:
-        """How many segments of this recording may be under way; machines come and go."""
+        """How many segments of this recording may be under way.
+
+        Its share of the processors; machines come and go. More while some of them are idle, as
+        when the other recordings are done.
+        """
         if time.monotonic() >= self._count_again:
             self._count_again = time.monotonic() + _COUNT_S
-            processors = self._ray.cluster_resources().get("CPU", 0)
-            self._limit = max(2, math.ceil(_AHEAD * processors / self._cluster.files))
+            most = math.ceil(_AHEAD * self._ray.cluster_resources().get("CPU", 0))
+            idle = self._limit and self._ray.available_resources().get("CPU", 0) >= 1
+            self._limit = 2 * self._limit if idle else math.ceil(most / self._cluster.files)
+            self._limit = max(2, min(self._limit, most))
         return self._limit
 
     def _cancel(self) -> None:
@@ -210,8 +216,10 @@ def _clean(segment: Segment, noise: NoiseSample | None, versions: tuple[str, str
 
 
 @contextmanager
-def connected(address: str, files: int | None) -> Iterator[Cluster]:
+def connected(address: str, files: int | None, count: int) -> Iterator[Cluster]:
     """Connect to a cluster, or start one on this machine for as long as the command runs.
+
+    It will work on `count` recordings, `files` at a time, by default as many as keep it busy.
 
     Raises
     ------
@@ -235,7 +243,7 @@ def connected(address: str, files: int | None) -> Iterator[Cluster]:
                 address = ray.get_runtime_context().gcs_address
             else:  # who reads and writes the recordings connects; this process only waits
                 ray.shutdown()
-            yield Cluster(address, files or default)
+            yield Cluster(address, max(1, min(files or default, count)))
         finally:
             ray.shutdown()
 

@@ -140,7 +140,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         workers = arguments.jobs or 1
         if arguments.cluster is not None:
             try:
-                cluster = stack.enter_context(connected(arguments.cluster, arguments.jobs))
+                cluster = stack.enter_context(
+                    connected(arguments.cluster, arguments.jobs, len(wanted.jobs))
+                )
             except ValueError as error:
                 parser.error(str(error))
             options, workers = replace(options, cluster=cluster), cluster.files
