@@ -41,7 +41,7 @@ def _one_thread():
 @pytest.fixture(scope="module")
 def ray_cluster():
     """Two machines, as Ray sees it, with a processor each."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
@@ -326,12 +326,13 @@ def test_no_cluster_is_one_sentence(tmp_path, capsys):
 
 
 def test_the_extra_is_named(tmp_path, capsys, monkeypatch):
-    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("fsspec")
     monkeypatch.setitem(sys.modules, "ray", None)
     assert denoise(recording(tmp_path / "in.wav", 1), "--cluster", "local") == 1
     assert "pip install 'harmonic-lowering[cluster]'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(fsspec.registry._registry, "s3", raising=False)
+    loaded = sys.modules["fsspec.registry"]._registry
+    monkeypatch.delitem(loaded, "s3", raising=False)
     assert denoise("s3://tapes/a.wav") == 1
     assert "pip install 'harmonic-lowering[s3]'" in capsys.readouterr().err
     assert denoise("tape://a.wav") == 2

@@ -30,10 +30,25 @@ _EXTRAS = {"s3": "harmonic-lowering[s3]", "s3a": "harmonic-lowering[s3]"}
 
 
 class Address(PurePosixPath):
-    """A file or folder in other storage, with the names and parents of a path."""
+    """A file or folder in other storage, with the names and parents of a path.
+
+    A path knows single slashes only, so its first part is ``s3:``, and ``hdfs:|`` of hdfs:///a.
+    """
+
+    @classmethod
+    def of(cls, text: str) -> Address:
+        """Return the address that is written like this."""
+        return cls(re.sub(r":///", ":|/", text, count=1))
 
     def __str__(self) -> str:
-        return super().__str__().replace(":/", "://", 1)
+        return re.sub(
+            r":(\|?)/", lambda bar: ":///" if bar[1] else "://", super().__str__(), count=1
+        )
+
+    @property
+    def protocol(self) -> str:
+        """What comes before the colon."""
+        return self.parts[0].rstrip(":|")
 
 
 Place: TypeAlias = Path | Address
@@ -53,8 +68,8 @@ def place(text: str) -> Place:
         return Path(text)
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
-    address = Address(text)
-    _storage(_protocol(address))
+    address = Address.of(text)
+    _storage(address.protocol)
     return address
 
 
@@ -71,10 +86,11 @@ def files_below(folder: Address) -> Iterator[Address]:
     storage = _of(folder)
     with _sentences(folder):
         names = sorted(storage.find(str(folder)))
+    top = PurePosixPath(storage._strip_protocol(str(folder)))
     for name in names:
-        address = Address(storage.unstrip_protocol(name))
-        if not any(part.startswith(".") for part in address.relative_to(folder).parts):
-            yield address
+        below = PurePosixPath(name).relative_to(top)
+        if not any(part.startswith(".") for part in below.parts):
+            yield folder / below
 
 
 def exists(place: Place) -> bool:
@@ -201,16 +217,12 @@ class Stage:
 
 def _make_folder(folder: Address) -> None:
     """Make a folder where there are folders; an object store would make a bucket."""
-    if _protocol(folder) in _WITH_FOLDERS:
+    if folder.protocol in _WITH_FOLDERS:
         _of(folder).makedirs(str(folder), exist_ok=True)
 
 
-def _protocol(address: Address) -> str:
-    return address.parts[0].rstrip(":")
-
-
 def _of(address: Address) -> Any:
-    return _storage(_protocol(address))
+    return _storage(address.protocol)
 
 
 @functools.lru_cache(16)
