@@ -366,8 +366,8 @@ def bucket(monkeypatch):
 
 
 def test_recordings_in_other_storage(tmp_path, capsys, bucket):
-    recording(tmp_path / "a.wav", 2)
-    recording(tmp_path / "b.flac", 2, 16000, 2)
+    recording(tmp_path / "a.wav", 1)
+    recording(tmp_path / "b.flac", 0.5, 16000, 2)
     for name, key in (("a.wav", "a.wav"), ("b.flac", "side/b.flac"), ("a.wav", ".hidden/a.wav")):
         bucket.put_file(str(tmp_path / name), f"tapes/in/{key}")
     bucket.pipe_file("tapes/in/bad.wav", b"no sound")

@@ -92,10 +92,10 @@ class _UnderWay:
                 else:
                     order.append(segment)
                     self._begin(segment)
+            if not order and not more:
+                return
             if stopped():
                 yield from self._as_they_are(order, segments)
-                return
-            if not order:
                 return
             if order[0].index in self._done:
                 segment = order.popleft()

@@ -16,7 +16,7 @@ import torch
 
 from .. import __version__
 from ..denoise.segment import Cleaned, Found, Segment
-from .storage import Place, read_bytes, remove_folder, write_bytes
+from .storage import Place, names_in, read_bytes, remove_folder, write_bytes
 
 __all__ = ["Kept", "Steps", "digest"]
 
@@ -51,10 +51,11 @@ class Kept:
     def __init__(self, target: Place) -> None:
         name = hashlib.sha256(target.name.encode(errors="surrogateescape")).hexdigest()[:12]
         self.folder = target.with_name(f".harmonic-lowering-{name}.segments")
+        self._names = names_in(self.folder)
 
     def get(self, name: str) -> tuple[Cleaned, Steps] | None:
         """Return a segment that was finished before, if it is there and whole."""
-        data = read_bytes(self.folder / name)
+        data = read_bytes(self.folder / name) if name in self._names else None
         if data is None or hashlib.sha256(data[32:]).digest() != data[:32]:
             return None
         clean, found, steps = torch.load(io.BytesIO(data[32:]), weights_only=True)
@@ -67,7 +68,9 @@ class Kept:
         torch.save((cleaned.clean, found, steps), file)
         data = file.getvalue()
         write_bytes(self.folder / name, hashlib.sha256(data).digest() + data)
+        self._names.add(name)
 
     def clear(self) -> None:
         """The result is written: remove them."""
-        remove_folder(self.folder)
+        if self._names:
+            remove_folder(self.folder)

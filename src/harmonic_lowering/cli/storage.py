@@ -21,8 +21,8 @@ from ..audio.output import check_place
 from ..optional import import_optional
 
 __all__ = [
-    "Address", "Place", "Stage", "exists", "fetch", "files_below", "forget", "is_folder", "place",
-    "read_bytes", "real", "remove_folder", "send", "write_bytes",
+    "Address", "Place", "Stage", "exists", "fetch", "files_below", "forget", "is_folder",
+    "names_in", "place", "read_bytes", "real", "remove_folder", "send", "write_bytes",
 ]  # fmt: skip
 
 _WITH_FOLDERS = ("ftp", "hdfs", "local", "sftp", "smb", "ssh", "webdav", "webhdfs")
@@ -98,22 +98,29 @@ def exists(place: Place) -> bool:
     if isinstance(place, Path):
         return check_place(place)
     with _sentences(place):
-        return place.name in _names_in(place.parent)
+        return place.name in _listed(place.parent)
 
 
 @functools.lru_cache(1024)
-def _names_in(folder: Address) -> frozenset[str]:
+def _listed(folder: Address) -> set[str]:
     """List a folder once; asking for one file after the other would take as many requests."""
-    try:
-        found = _of(folder).ls(str(folder), detail=False)
-    except FileNotFoundError:
-        return frozenset()
-    return frozenset(PurePosixPath(name).name for name in found)
+    return names_in(folder)
+
+
+def names_in(folder: Place) -> set[str]:
+    """Return what a folder holds, nothing if there is none."""
+    with suppress(FileNotFoundError):
+        if isinstance(folder, Path):
+            return set(os.listdir(folder))
+        with _sentences(folder), suppress(FileNotFoundError):
+            found = _of(folder).ls(str(folder), detail=False)
+            return {PurePosixPath(name).name for name in found}
+    return set()
 
 
 def forget() -> None:
     """Look again at what is there."""
-    _names_in.cache_clear()
+    _listed.cache_clear()
     _storage.cache_clear()
 
 
