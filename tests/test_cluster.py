@@ -1,5 +1,6 @@
 """A corpus on a Ray cluster and in other storage: the same bits, and nothing lost by a kill."""
 
+import http.server
 import json
 import os
 import signal
@@ -308,6 +309,8 @@ def test_a_damaged_segment_is_not_used(tmp_path):
 @pytest.mark.cluster
 def test_no_cluster_is_one_sentence(tmp_path, capsys):
     source = recording(tmp_path / "in.wav", 1)
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         unused = f"127.0.0.1:{nobody.getsockname()[1]}"
@@ -316,11 +319,14 @@ def test_no_cluster_is_one_sentence(tmp_path, capsys):
         ("ray://10.0.0.1:10001", "an address is HOST:PORT, as 10.0.0.1:6379, or the word local"),
         ("nowhere.invalid:6379", "--cluster nowhere.invalid:6379: no cluster answers there"),
         ("head", "an address is HOST:PORT"),
+        (f"127.0.0.1:{web.server_address[1]}", "whoever listens there is not Ray"),
     ]:
         assert denoise(source, "--cluster", address) == 2
         sentence = capsys.readouterr().err.strip().splitlines()[-1]
         assert match in sentence
-    assert denoise(source, "--cluster", "local", "--device", "meta") == 2
+    web.shutdown()
+    web.server_close()
+    assert denoise(source, "--cluster", "local", "--device", "cpu:0") == 2
     assert "--device must be cpu" in capsys.readouterr().err
     assert below(tmp_path) == ["in.wav"]
 
