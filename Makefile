@@ -12,7 +12,7 @@ CORE_SOURCES := $(wildcard src/harmonic_lowering/engines/native/csrc/*.cpp src/h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo docs test test-fast lint sanitize fuzz fuzz-layers fuzz-audio wheel bench bench-gpu bench-peers bench-denoise formats native clean
+.PHONY: help demo docs test test-fast lint sanitize fuzz fuzz-layers fuzz-audio wheel bench bench-gpu bench-peers bench-denoise bench-learning formats native clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -99,6 +99,12 @@ docs: $(READY) ## build the documentation as a site, in build/site
 	@echo "== documentation, strictly: a dead link or reference is an error"
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 	@echo "open build/site/index.html"
+
+# tinysoundfont without its dependency pyaudio, which plays through loudspeakers and needs a compiler.
+bench-learning: $(READY) native ## train networks that differ in their taps on polyphonic pitch
+	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt music21 scikit-learn
+	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps tinysoundfont
+	@$(PY) -m benchmarks.learning $(ARGS)
 
 formats: $(READY) ## read, write, tag, cut and join files of every kind; writes docs/formats.md
 	@command -v ffmpeg >/dev/null || { echo "this needs the program ffmpeg (apt install ffmpeg)"; exit 1; }

@@ -4,6 +4,7 @@ Kernel rows sample the harmonics of a pitch, at multiples of its frequency, inst
 bins.
 """
 
+from .constant_q import CQT, VQT
 from .functional import (
     DeadTapWarning,
     frequency_tap_conv2d,
@@ -24,6 +25,8 @@ from .replace import replace_conv2d
 from .taps import FrequencyTaps, origin_after_pooling
 
 __all__ = [
+    "CQT",
+    "VQT",
     "DeadTapWarning",
     "FrequencyTapConv2d",
     "FrequencyTaps",
