@@ -206,7 +206,8 @@ def _pair_text() -> str:
         "Both have the same layer, reach, parameters, excerpts and order of training; only the "
         "places that the rows read differ, drawn anew for every seed in the random one. A "
         "difference is claimed (**yes**) only where the two intervals of AP do not overlap; the "
-        "difference itself is over pairs of runs with the same seed."
+        "difference itself is over pairs of runs with the same seed. Nothing corrects for the "
+        "number of tests."
     )
 
 
@@ -329,6 +330,7 @@ def draw(rows: Iterable[Run], path: Path) -> None:
         axis.set_xscale("log")
         axis.set_xticks(results.sizes, [_size(size) for size in results.sizes])
         axis.set_xticks([], minor=True)
+        axis.set_ylim(0, 1)
         axis.set_title(title)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("average precision")
