@@ -85,6 +85,7 @@ def help_of(*subcommand: str) -> str:
     return done.stdout
 
 
+@pytest.mark.usefixtures("unhinted")  # taps that people copy are good ones
 @pytest.mark.parametrize("page", pages_with_code())
 def test_code_of_pages_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in NEEDED.get(page, ()):
