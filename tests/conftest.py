@@ -41,6 +41,14 @@ def _peer() -> str | None:
     return None
 
 
+def _cluster() -> str | None:
+    try:
+        importlib.import_module("ray")
+    except ImportError:
+        return "ray is not installed here (harmonic-lowering[cluster])"
+    return None
+
+
 def _browser() -> str | None:
     return None if shutil.which("chromium") else "no chromium here"
 
@@ -53,6 +61,7 @@ MISSING: dict[str, Callable[[], str | None]] = {
     "gpu": _accelerator,
     "peer": _peer,
     "browser": _browser,
+    "cluster": _cluster,
     "ffmpeg": _ffmpeg,
 }
 

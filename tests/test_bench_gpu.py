@@ -78,6 +78,8 @@ def test_a_run_writes_its_table_page_and_report(tmp_path, capsys, monkeypatch):
     assert rows[0].machine in printed
     page = output.with_suffix(".md").read_text(encoding="utf-8")
     assert "Time ÷ `Conv2d`'s" in page
+    assert "nothing here says how fast" in page
+    assert "nothing here says how fast" in printed
     if runs_here:
         assert (output.parent / "images" / "gpu-harmonic.png").exists()
 

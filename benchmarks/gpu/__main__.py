@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("nothing was measured", file=sys.stderr)
         return INTERRUPTED if interrupted else 1
     page = arguments.output.with_suffix(".md")
-    write_page(rows, page, arguments.output.name)
+    write_page(rows, page, arguments.output.name, toy=options.toy)
     print("==== report: to send it, open an issue and paste all of this (docs/gpu.md)")
-    print(report(rows, environment(options.device)))
+    print(report(rows, environment(options.device), toy=options.toy))
     print("==== end of the report")
     places = {(r.part, r.setting, r.dtype, r.memory_format, r.direction) for r in rows}
     print(f"{len(places)} of {len(cells(options))} cells measured; {arguments.output}, {page}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from ..common.machine import ROOT
 from ..common.tables import markdown
 from ..layers.page import bars, show
 from ..layers.rows import LayerRow, read_csv
+from ..layers.settings import SETTINGS
 from .measure import TILES
 from .run import BOTH, COLUMNS
 
 __all__ = ["TABLE", "report", "write_page"]
 
 TABLE = ROOT / "docs" / "gpu-benchmarks.csv"
+TOY = "**Toy sizes, which test the benchmark: nothing here says how fast anything is.**"
 CHARTS = {"gpu-harmonic": ("triton", "C0"), "gpu-log": ("log", "C2")}
 
 HEAD = """\
@@ -42,7 +45,7 @@ graph. A run stops when its time is up: what is missing was not measured.
 """
 
 
-def write_page(rows: Sequence[LayerRow], page: Path, table: str) -> None:
+def write_page(rows: Sequence[LayerRow], page: Path, table: str, *, toy: bool = False) -> None:
     """Write the page, and its charts to the folder ``images`` beside it."""
     images = page.parent / "images"
     images.mkdir(exist_ok=True)
@@ -53,9 +56,13 @@ def write_page(rows: Sequence[LayerRow], page: Path, table: str) -> None:
         commit=first.commit or "unknown", date=first.date, peaks=_peaks(rows),
         columns=markdown(["column", "what"], lines),
     )  # fmt: skip
+    if toy:
+        text = f"{TOY}\n\n{text}"
     text += "## Summary\n\n" + _summary(rows) + "\n\n"
-    usual = [r for r in rows if r.part == "eager" and r.column not in TILES]
-    charts = {f"{name}.png": bars(usual, *what) for name, what in CHARTS.items()}
+    charts = {
+        f"{name}.png": bars(_charted(rows, layer), layer, color)
+        for name, (layer, color) in CHARTS.items()
+    }
     text += "## One step, forward and backward\n\n" + show(charts, images)
     for title, chosen in (
         ("Eager calls", [r for r in rows if r.part == "eager" and r.column not in TILES]),
@@ -68,11 +75,25 @@ def write_page(rows: Sequence[LayerRow], page: Path, table: str) -> None:
         part.write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
-def report(rows: Sequence[LayerRow], environment: dict[str, str]) -> str:
+def report(rows: Sequence[LayerRow], environment: dict[str, str], *, toy: bool = False) -> str:
     """Return all that matters of a run as one text, to be sent."""
-    lines = [f"{name:12}{value}" for name, value in environment.items()]
+    lines = [TOY, ""] if toy else []
+    lines += [f"{name:12}{value}" for name, value in environment.items()]
     lines += ["", f"peaks       {_peaks(rows)}", "", _summary(rows), "", _table(rows)]
     return "\n".join(lines)
+
+
+def _charted(rows: Sequence[LayerRow], layer: str) -> list[LayerRow]:
+    """Return the eager rows of the dtype and format in which a layer ran in most settings."""
+    usual = [r for r in rows if r.part == "eager" and r.column not in TILES]
+    ran = [r for r in usual if r.column == layer and r.ratio and r.direction == BOTH]
+    places = Counter((r.dtype, r.memory_format) for r in ran)
+    if not places:
+        return []
+    place = places.most_common(1)[0][0]
+    names = {r.setting for r in ran if (r.dtype, r.memory_format) == place}
+    chosen = [r for r in usual if (r.dtype, r.memory_format) == place and r.setting in names]
+    return sorted(chosen, key=lambda r: list(SETTINGS).index(r.setting))
 
 
 def _peaks(rows: Sequence[LayerRow]) -> str:

@@ -25,6 +25,7 @@ from ..transcribe import Note, Transcriber, write_midi
 from ..transcribe.network import FRAME_S, RATE, vqt_levels
 from .files import PIPE, Job, plan
 from .report import Report
+from .storage import Address, Place, Stage
 from .task import Outcome, _sentence, _source
 
 _PLOTTED_S = 30.0
@@ -79,6 +80,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         wanted = plan(arguments.inputs, arguments.output, plot=arguments.plot, result=".mid")
         if arguments.json and any(job.target == PIPE for job in wanted.jobs):
             raise ValueError("--json writes to standard output, so --output cannot be -")
+        for path in (path for job in wanted.jobs for path in job.outputs):
+            if isinstance(path, Address):
+                raise ValueError(f"{path}: notes are written to this machine only; name a --output")
         transcriber = Transcriber.load(onset=arguments.onset, frame=arguments.frame)
     except ValueError as error:
         parser.error(str(error))
@@ -101,17 +105,17 @@ def _transcribe(
 ) -> Outcome:
     """Transcribe one recording; whatever goes wrong with it is in the outcome."""
     outcome, began = Outcome(job, target=job.target), time.monotonic()
-    with warnings.catch_warnings(record=True) as caught:
+    with Stage() as stage, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             if _is_done(job, arguments):
                 note = f"{job.outputs[0]}: exists, skipped"
                 return Outcome(job, "skipped", notes=[note])
-            with _source(job.source) as source, AudioReader(source) as reader:
+            with _source(job.source, stage) as source, AudioReader(source) as reader:
                 told = partial(report.progress, number, job.source.name)
                 notes = _notes(reader, transcriber, told)
                 if job.makes_folder:
-                    for path in job.outputs:
+                    for path in _files(job):
                         path.parent.mkdir(parents=True, exist_ok=True)
                 _write(job.target, notes, arguments)
                 if job.picture is not None:
@@ -122,10 +126,10 @@ def _transcribe(
         except FileNotFoundError:
             return Outcome(job, "failed", f"{job.source}: no such file")
         except Exception as error:
-            outcome.status, outcome.error = "failed", _sentence(error, job)
+            outcome.status, outcome.error = "failed", _sentence(error, job, stage)
             return outcome
     said = [str(warning.message) for warning in caught if warning.category is UserWarning]
-    outcome.notes = list(dict.fromkeys(said))
+    outcome.notes = list(dict.fromkeys(map(stage.translated, said)))
     if not notes:
         outcome.notes.append(f"{job.source}: no pitch was found, so the MIDI file is empty")
     outcome.found = f"{len(notes)} notes in {length_s:.1f} s"
@@ -138,18 +142,22 @@ def _transcribe(
 
 def _is_done(job: Job, arguments: argparse.Namespace) -> bool:
     """Whether there is nothing to do; outputs that may not be written raise before the work."""
-    existing = [path for path in job.outputs if check_place(path)]
+    existing = [path for path in _files(job) if check_place(path)]
     if existing and arguments.skip_existing and len(existing) == len(job.outputs):
         return True
     if existing and not arguments.force:
         raise AudioError(f"{existing[0]}: exists already; allow replacing it with --force")
-    for path in job.outputs:
+    for path in _files(job):
         folder = path.parent
         while job.makes_folder and not folder.exists():
             folder = folder.parent
         with Part(folder / path.name):
             pass
     return False
+
+
+def _files(job: Job) -> list[Path]:
+    return [path for path in job.outputs if isinstance(path, Path)]
 
 
 def _notes(
@@ -168,8 +176,8 @@ def _tell(progress: Callable[[float, float], None], length_s: float, done_s: flo
     progress(done_s, length_s)
 
 
-def _write(target: Path, notes: list[Note], arguments: argparse.Namespace) -> None:
-    if target != PIPE:
+def _write(target: Place, notes: list[Note], arguments: argparse.Namespace) -> None:
+    if isinstance(target, Path) and target != PIPE:
         with replacing(target, overwrite=arguments.force) as place:
             write_midi(place, notes, bends=arguments.bends)
         return
@@ -182,7 +190,7 @@ def _write(target: Path, notes: list[Note], arguments: argparse.Namespace) -> No
 
 
 def _draw(reader: AudioReader, notes: list[Note], job: Job, overwrite: bool) -> None:
-    assert job.picture is not None
+    assert isinstance(job.picture, Path)
     soxr = import_optional("soxr", "a picture of notes", "harmonic-lowering[transcribe]")
     stop = min(reader.length, math.ceil(_PLOTTED_S * reader.sample_rate))
     sound = soxr.resample(reader.read(0, stop).float().mean(0).numpy(), reader.sample_rate, RATE)

@@ -154,8 +154,9 @@ def tiles(
         if n_frames > frames - span + 1:
             depth = 16 if wide or channels <= 16 else 32
             return Tiles(True, frames, out, depth, 8 if out * n_columns > 128 else 4, 2)
-    depth = min(32 if wide else 64, power_of_two(channels * kernel_frames))
-    frames = min(128 if out <= 32 and precision != "tf32x3" else 64, power_of_two(n_frames))
+    exact = precision == "tf32x3"  # three products, which take more registers
+    depth = min(16 if exact else 32 if wide else 64, power_of_two(channels * kernel_frames))
+    frames = min(128 if out <= 32 and not exact else 64, power_of_two(n_frames))
     return Tiles(False, frames, out, depth, 4, 2)
 
 
