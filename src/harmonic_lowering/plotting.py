@@ -13,7 +13,7 @@ from .optional import import_optional
 from .spectral import Stft
 from .taps import FrequencyTaps
 
-__all__ = ["plot_spectrograms", "plot_taps"]
+__all__ = ["plot_notes", "plot_spectrograms", "plot_taps"]
 
 _QUIET_DBFS = -50.0  # what is nowhere louder is drawn dark
 
