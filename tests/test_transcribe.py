@@ -107,7 +107,7 @@ def test_little_is_read_at_a_time(trained):
     [
         torch.zeros(RATE),
         torch.zeros(2, 5),
-        0.1 * torch.randn(3 * RATE, generator=torch.Generator().manual_seed(0)),
+        0.1 * torch.randn(30 * RATE, generator=torch.Generator().manual_seed(1)),
         torch.ones(1),
     ],
 )

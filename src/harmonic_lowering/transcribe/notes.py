@@ -17,6 +17,7 @@ _CERTAIN = 0.7  # probability of a pitch that needs no onset …
 _LASTING = 4  # … once it has lasted so many frames
 _ATTACK = round(0.2 / FRAME_S)  # frames in which a note is loudest
 _SHORTEST_S = 0.06
+_MARGIN = 0.1  # above the threshold of a frame, for the mean of a note: noise has weak notes
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class NoteTracker:
         start_s, end_s = float(self._start[pitch]) * FRAME_S, end * FRAME_S
         self._start[pitch] = -1
         probability = float(self._sum[pitch]) / max(1, int(self._count[pitch]))
-        if end_s - start_s < _SHORTEST_S or probability < self.frame / 2:
+        if end_s - start_s < _SHORTEST_S or probability < self.frame + _MARGIN:
             return None
         bend = tuple(self._bend[pitch][: max(1, round((end_s - start_s) / FRAME_S))])
         level_db = float(self._level[pitch])
