@@ -1,7 +1,8 @@
 """What a segment costs, what the cluster adds, what a second machine gains; and 10⁵ hours.
 
     python -m benchmarks.cluster                # measures, about eight minutes on two cores
-    python -m benchmarks.cluster --calculate    # only computes, from docs/cluster.csv
+    python -m benchmarks.cluster --parts segments    # one part, the rest from docs/cluster.csv
+    python -m benchmarks.cluster --parts             # only computes, from docs/cluster.csv
 
 Both write docs/cluster.md between its markers. The figures are of an otherwise idle machine.
 """
@@ -56,27 +57,31 @@ class Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--calculate", action="store_true", help="measure nothing")
+    parts = {"segments": segments, "overhead": overhead, "machines": machines}
+    parser.add_argument(
+        "--parts", nargs="*", choices=list(parts), default=list(parts), help="default: all"
+    )
     parser.add_argument("--files", type=int, default=FILES, help="of one minute (default: 100)")
     arguments = parser.parse_args()
-    if not arguments.calculate:
-        torch.set_num_threads(1)
-        figures: list[Figure] = []
-        for part in (segments(), overhead(arguments.files), machines()):
-            for figure in part:
-                print(f"{figure.what}: {figure.value:.4g} {figure.unit}", flush=True)
-                figures.append(figure)
-        write_rows(TABLE, figures, Figure)
-        stamp = record()
-        told = f"{stamp['machine']}, torch {stamp['torch']}, {stamp['commit']}, {stamp['date']}"
-    else:
-        told = ""
-    figures = read_rows(TABLE, Figure)
+    torch.set_num_threads(1)
+    figures = {f.what: f for f in (read_rows(TABLE, Figure) if TABLE.exists() else [])}
+    for name in arguments.parts:
+        options = [arguments.files] if name == "overhead" else []
+        for figure in parts[name](*options):
+            print(f"{figure.what}: {figure.value:.4g} {figure.unit}", flush=True)
+            figures[figure.what] = figure
+    write_rows(TABLE, figures.values(), Figure)
+    value = {figure.what: figure.value for figure in figures.values()}
     text = PAGE.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)
-    old, _, tail = rest.partition(END)
-    told = told or old.strip().partition("\n")[0].removeprefix("Measured on ").rstrip(".")
-    page = f"{head}{BEGIN}\nMeasured on {told}.\n\n{tables(figures)}\n\n{END}{tail}"
+    told, _, tail = rest.partition(END)
+    told = told.strip().partition("\n")[0]
+    if arguments.parts:
+        stamp = record()
+        told = f"Measured on {stamp['machine']}, torch {stamp['torch']}, {stamp['commit']}, "
+        told += f"{stamp['date']}; {', '.join(arguments.parts)}."
+    tables = (table(value) for table in (segment_table, overhead_table, corpus_table))
+    page = "\n\n".join([f"{head}{BEGIN}\n{told}", *tables, f"{END}{tail}"])
     PAGE.write_text(page, encoding="utf-8")
 
 
@@ -205,11 +210,6 @@ def machines() -> Iterator[Figure]:
 # The page
 
 
-def tables(figures: list[Figure]) -> str:
-    value = {figure.what: figure.value for figure in figures}
-    return "\n\n".join([segment_table(value), overhead_table(value), corpus_table(value)])
-
-
 def segment_table(value: dict[str, float]) -> str:
     lines = []
     for quality, rate, channels in SEGMENTS:
@@ -225,6 +225,8 @@ def segment_table(value: dict[str, float]) -> str:
 
 
 def overhead_table(value: dict[str, float]) -> str:
+    if "gain of the second node" not in value:
+        return "What the cluster adds, and the gain of a second node: not measured yet."
     count, added = value["files of one minute"], value["added by the cluster: processor time"]
     lines = []
     for quality in ("fast", "default"):
@@ -243,7 +245,8 @@ def overhead_table(value: dict[str, float]) -> str:
 def corpus_table(value: dict[str, float]) -> str:
     """Compute what 10⁵ hours take, from the figures of a segment."""
     lines = []
-    added = value["added by the cluster: processor time"] / value["files of one minute"] / MINUTE_S
+    added = value.get("added by the cluster: processor time", 0.0)
+    added /= value.get("files of one minute", 1.0) * MINUTE_S  # for each second of sound
     for quality, rate, channels in SEGMENTS:
         name = f"segment ({quality}, {rate} Hz, {channels} ch)"
         share = {what: value[f"{name}: {what}"] for what in ("sound", "processor time")}

@@ -227,11 +227,13 @@ def test_the_page_claims_only_what_is_apart():
     rows = [made_up("harmonic", 300, seed, 0.80 + 0.001 * seed) for seed in range(3)]
     rows += [made_up("random", 300, seed, 0.70 + 0.001 * seed) for seed in range(3)]
     rows += [made_up("harmonic", 30, seed, 0.60 + 0.1 * seed) for seed in range(3)]
-    rows += [made_up("random", 30, seed, 0.55 + 0.1 * seed) for seed in range(2)]
+    rows += [made_up("random", 30, seed, 0.55 + 0.1 * seed) for seed in range(3)]
+    rows += [made_up("conv", 30, seed, 0.5 + 0.1 * seed) for seed in range(2)]
     results = Results(rows)
     assert results.overlaps("harmonic", "random", 300, "B_ap") is False
     assert results.overlaps("harmonic", "random", 30, "B_ap") is True
     assert results.overlaps("harmonic", "unet", 30, "B_ap") is None
+    assert results.overlaps("harmonic", "conv", 30, "B_ap") is None
     text = page(rows, "picture.png")
     lines = [line for line in text.splitlines() if line.startswith("| 5 min | B |")]
     assert lines[0].endswith("| .100 ± .000 | **yes** |")

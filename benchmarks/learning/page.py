@@ -20,22 +20,21 @@ SIZE_NAMES = {30: "30 s", 300: "5 min", 1800: "30 min"}
 
 
 class Interval:
-    """Mean of some runs, with Student's confidence interval."""
+    """Mean of some runs, with Student's confidence interval from three runs on.
+
+    That of two runs is twelve times their spread, and says nothing.
+    """
 
     def __init__(self, values: Sequence[float]) -> None:
         self.count = len(values)
         self.mean = fmean(values)
         self.half = math.inf
-        if self.count > 1:
+        if self.count > 2:
             quantile = student.ppf((1 + CONFIDENCE) / 2, self.count - 1)
             self.half = float(quantile) * stdev(values) / math.sqrt(self.count)
 
     def __str__(self) -> str:
-        return _points(self.mean) + (f" ± {_points(self.half)}" if self.count > 1 else "")
-
-    @property
-    def excludes_zero(self) -> bool:
-        return abs(self.mean) > self.half
+        return _points(self.mean) + (f" ± {_points(self.half)}" if self.count > 2 else "")
 
 
 class Results:
@@ -62,9 +61,9 @@ class Results:
         return Interval(values) if values else None
 
     def overlaps(self, a: str, b: str, size: int, value: str) -> bool | None:
-        """Return whether the intervals of a and b overlap; None without two runs of each."""
+        """Return whether the intervals of a and b overlap; None without three runs of each."""
         first, second = self.interval(a, size, value), self.interval(b, size, value)
-        if first is None or second is None or min(first.count, second.count) < 2:
+        if first is None or second is None or min(first.count, second.count) < 3:
             return None
         return abs(first.mean - second.mean) <= first.half + second.half
 
@@ -133,8 +132,8 @@ def _introduction(results: Results) -> str:
         "- **AP**: average precision of frames and notes. **F1**: of the same, at the threshold "
         "that was best on the validation set. **Octave-like**: false notes at a harmonic or "
         "sub-harmonic of a true one ÷ true notes found.\n"
-        f"- **±**: Student's {CONFIDENCE:.0%} interval of the mean over seeds. A seed draws the "
-        "first weights, the excerpts and which part of the training music is used.\n"
+        f"- **±**: Student's {CONFIDENCE:.0%} interval of the mean over three or more seeds. A "
+        "seed draws the first weights, the excerpts and which part of the training music is used.\n"
         "- **Training, s**: processor time on one thread."
     )
 
@@ -207,7 +206,8 @@ def _pair_text() -> str:
         "Both have the same layer, reach, parameters, excerpts and order of training; only the "
         "places that the rows read differ, drawn anew for every seed in the random one. A "
         "difference is claimed (**yes**) only where the two intervals of AP do not overlap; the "
-        "difference itself is over pairs of runs with the same seed."
+        "difference itself is over pairs of runs with the same seed. Nothing corrects for the "
+        "number of tests."
     )
 
 
@@ -220,7 +220,7 @@ def _pair(results: Results) -> str:
             if a is None or b is None or difference is None:
                 continue
             overlaps = results.overlaps("harmonic", "random", size, value)
-            verdict = "one run" if overlaps is None else "no" if overlaps else "**yes**"
+            verdict = "too few runs" if overlaps is None else "no" if overlaps else "**yes**"
             lines.append([_size(size), title, str(a), str(b), str(difference), verdict])
     return markdown(["training", "test", "harmonic AP", "random AP", "difference", "apart"], lines)
 
@@ -330,6 +330,7 @@ def draw(rows: Iterable[Run], path: Path) -> None:
         axis.set_xscale("log")
         axis.set_xticks(results.sizes, [_size(size) for size in results.sizes])
         axis.set_xticks([], minor=True)
+        axis.set_ylim(0, 1)
         axis.set_title(title)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("average precision")

@@ -38,6 +38,8 @@ _AHEAD = 2.0  # segments under way for each processor: one at work, one ready
 _PER_FILE = 4  # segments of a recording at work at a time, where there are many recordings
 _MOST_FILES = 32  # recordings at a time; each takes a process of about 400 MB here
 _RETRIES = 3  # of a segment whose worker dies, before its recording fails
+_SETTINGS = b"\4"  # the frame of HTTP/2 with which both sides begin
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 _STORE_BYTES = 512 * 2**20  # of the object store of a local cluster, far more than is under way
 
 Done = tuple[Cleaned, Steps]
@@ -232,7 +234,7 @@ def connected(address: str, files: int | None, count: int) -> Iterator[Cluster]:
         try:
             ray = _start(folder) if address == "local" else _connect(_reachable(address))
         except (OSError, RuntimeError, ValueError) as error:
-            why = " ".join(str(error).split())
+            why = " ".join((getattr(error, "strerror", None) or str(error)).split())
             raise ValueError(f"--cluster {address}: no cluster answers there ({why})") from error
         try:
             processors = int(ray.cluster_resources().get("CPU", 0))
@@ -249,11 +251,16 @@ def connected(address: str, files: int | None, count: int) -> Iterator[Cluster]:
 
 
 def _reachable(address: str) -> str:
-    """Ask whether somebody listens there; Ray itself would try for a minute."""
+    """Ask whether somebody who speaks HTTP/2 listens there; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         raise ValueError("an address is HOST:PORT, as 10.0.0.1:6379, or the word local")
-    socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+    with socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S) as connection:
+        connection.settimeout(_CONNECT_S)
+        connection.sendall(_HELLO)
+        answer = connection.recv(9)
+    if answer[3:4] != _SETTINGS:
+        raise ConnectionError("whoever listens there is not Ray")
     return address
 
 

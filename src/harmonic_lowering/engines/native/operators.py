@@ -26,9 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import Library, register_fake, register_vmap
-from torch.utils.flop_counter import register_flop_formula
 
-from ..._torch import register_autograd
+from ..._torch import register_autograd, register_flop_formula
 from ...taps import FrequencyTaps
 from .. import lowering
 from ..geometry import Geometry
@@ -332,4 +331,4 @@ for _name, _compute, _fake, _backward, _setup, _batched, _count in (
     register_fake(_qualified, _fake, lib=_library)
     register_autograd(_library, getattr(_operators, _name).default, _backward, _setup)
     register_vmap(_qualified, _batched, lib=_library)
-    register_flop_formula(getattr(_operators, _name))(_count)
+    register_flop_formula(getattr(_operators, _name), _count)
