@@ -12,7 +12,7 @@ CORE_SOURCES := $(wildcard src/harmonic_lowering/engines/native/csrc/*.cpp src/h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo docs test test-fast lint sanitize fuzz fuzz-layers fuzz-audio wheel bench bench-gpu bench-peers bench-denoise bench-learning formats native clean
+.PHONY: help demo docs test test-fast lint sanitize fuzz fuzz-layers fuzz-audio wheel bench bench-gpu bench-peers bench-denoise bench-learning transcription formats native clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -105,6 +105,16 @@ bench-learning: $(READY) native ## train networks that differ in their taps on p
 	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt music21 scikit-learn
 	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps tinysoundfont
 	@$(PY) -m benchmarks.learning $(ARGS)
+
+# Each step goes on where it was interrupted.
+CLIPS ?= 224
+STEPS ?= 2400
+transcription: $(READY) native ## train and score the network of examples/transcription
+	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt mir_eval music21 scikit-learn
+	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps tinysoundfont
+	@$(PY) -m examples.transcription.data --clips $(CLIPS)
+	@$(PY) -m examples.transcription.train --steps $(STEPS) $(ARGS)
+	@$(PY) -m examples.transcription.evaluate
 
 formats: $(READY) ## read, write, tag, cut and join files of every kind; writes docs/formats.md
 	@command -v ffmpeg >/dev/null || { echo "this needs the program ffmpeg (apt install ffmpeg)"; exit 1; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 
 import hypothesis
@@ -81,3 +82,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _hinted() -> None:
+    """Have the hint that is given once behind us: most tests use the simplest taps."""
+    from harmonic_lowering import functional
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        functional._hint_once_at_upward_taps()
+
+
+@pytest.fixture
+def unhinted(_hinted: None) -> None:
+    """Let a layer of upward taps give its hint again."""
+    from harmonic_lowering import functional
+
+    functional._hint_once_at_upward_taps.cache_clear()

@@ -7,6 +7,7 @@ bins.
 from .constant_q import CQT, VQT
 from .functional import (
     DeadTapWarning,
+    UpwardTapsWarning,
     frequency_tap_conv2d,
     harmonic_conv2d,
     harmonic_lowering,
@@ -34,6 +35,7 @@ __all__ = [
     "HarmonicLowering",
     "LogHarmonicConv2d",
     "LogHarmonicLowering",
+    "UpwardTapsWarning",
     "frequency_tap_conv2d",
     "harmonic_conv2d",
     "harmonic_lowering",

@@ -276,7 +276,9 @@ def time_layers(seconds: float = 8.0) -> Iterator[Timing]:
     shapes = ((3, 1), (3, 3), (5, 1), (7, 1))
     input = torch.randn(_BATCH, _CHANNELS[0], _SIZE, _SIZE, requires_grad=True)
     for kernel, anchor in shapes:
-        ours = HarmonicConv2d(*_CHANNELS, kernel, padding=kernel // 2, anchor=anchor)
+        ours = HarmonicConv2d(
+            *_CHANNELS, kernel, padding=kernel // 2, anchor=anchor
+        ).eval()  # no hint
         plain = torch.nn.Conv2d(*_CHANNELS, kernel, padding=kernel // 2)
         times: dict[torch.nn.Module, list[float]] = {ours: [], plain: []}
         for layer in times:
