@@ -111,8 +111,9 @@ int complain(const char* what, const Call& c, double found, const Expected& expe
       "dtype %d batch %d groups %d channels %d -> %d taps %d kernel %d rows %d -> %d frames %d -> %d\n",
       int(c.dtype), int(c.batch), int(c.groups), int(c.in_channels), int(c.out_channels), int(c.taps),
       int(c.kernel_time), int(c.src_rows), int(c.dst_rows), int(c.src_len), int(c.dst_len));
-  std::printf("stride %lld input_dilation %lld dilation %lld padding %lld threads %d\n", (long long)c.stride,
-              (long long)c.input_dilation, (long long)c.dilation, (long long)c.padding, int(c.threads));
+  std::printf("stride %lld input_dilation %lld dilation %lld padding %lld threads %d transforms %d\n",
+              (long long)c.stride, (long long)c.input_dilation, (long long)c.dilation, (long long)c.padding,
+              int(c.threads), int(c.transforms));
   return 1;
 }
 
@@ -130,13 +131,20 @@ int one_call(int64_t dtype, double precision) {
   if (chance(30)) (chance(50) ? c.stride : c.input_dilation) = far;
   if (chance(30)) c.dilation = chance(20) ? any(1, INT64_C(1) << 40) : chance(30) ? far : any(2, 40);
   c.padding = chance(80) ? any(-3, 8) : any(0, 2) * c.dilation + any(0, 1) * c.stride;
+  c.transforms = dtype == TAP_CONV_FLOAT && chance(40);
+  if (c.transforms && chance(80)) {  // a call that is large and plain enough for transforms along time
+    c.in_channels = any(8, 20), c.out_channels = any(8, 40), c.kernel_time = any(3, 7);
+    c.src_len = any(1, 150), c.dst_len = any(64, 150);
+    c.stride = c.input_dilation = c.dilation = 1;
+    c.padding = any(-3, 8);
+  }
   c.threads = any(1, 4);
   if (chance(50))
     c.parallel_for = chance(95) ? lend_threads : refuse_threads;
   else
     c.gomp_parallel = lend_as_openmp;
 
-  const bool with_nan = chance(15);
+  const bool with_nan = !c.transforms && chance(15);  // transforms spread a NaN over its block of frames
   Tensor<S> src({c.batch, c.groups * c.in_channels, c.src_rows, c.src_len}, with_nan);
   Tensor<S> dst({c.batch, c.groups * c.out_channels, c.dst_rows, c.dst_len}, false);
   Tensor<S> weight({c.groups, c.out_channels, c.in_channels, c.taps, c.kernel_time}, false);
@@ -244,6 +252,12 @@ int one_call(int64_t dtype, double precision) {
     sums[at(b, g * c.out_channels + o, d, t)].add(p * value(weight.at(g, o, i, j, column)) *
                                                   value(src.at(b, g * c.in_channels + i, s, u)));
   });
+  // Transforms round as the largest numbers of a block do, not as the terms of one sum.
+  if (c.transforms) {
+    double largest = 0;
+    for (const Expected& x : sums) largest = std::max(largest, x.size);
+    for (Expected& x : sums) x.size = largest;
+  }
   if (!twice(tap_conv_apply, dst.data)) return complain("apply: failed or not the same twice", c, 0, {});
   for (int64_t b = 0; b < c.batch; ++b)
     for (int64_t o = 0; o < c.groups * c.out_channels; ++o)

@@ -25,6 +25,7 @@ from harmonic_lowering.audio import (
     replacing,
 )
 from harmonic_lowering.audio.chunks import Chunk, append, walk
+from harmonic_lowering.audio.ffmpeg import count_samples, probe
 
 soundfile = pytest.importorskip("soundfile")
 mutagen = pytest.importorskip("mutagen")
@@ -314,6 +315,20 @@ def test_an_impatient_reader_is_told_of_another_length(tmp_path):
     assert changes <= 1
     assert 0.9 * whole.shape[1] < found.shape[1] < whole.shape[1]
     assert torch.equal(found, whole[:, : found.shape[1]])
+
+
+@ffmpeg
+@pytest.mark.parametrize("suffix", ["m4a", "mov", "alac.m4a", "mka", "webm"])
+def test_an_impatient_reader_counts_packets_where_that_is_exact(tmp_path, suffix):
+    codecs = {"mov": "pcm_s24le", "alac.m4a": "alac", "webm": "libopus"}
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(tmp_path / "a.wav", noise(150.123, 22050, 1), 22050)
+    run("-i", tmp_path / "a.wav", "-c:a", codecs.get(suffix, "aac"), path)
+    counted = count_samples(path, probe(path))
+    with AudioReader(path, patience_s=0) as reader:
+        reader.read(0, reader.length)
+        reader.settle()  # would raise LengthChanged
+        assert counted == (0 if suffix in ("mka", "webm") else reader.length)
 
 
 @posix

@@ -20,6 +20,7 @@ from harmonic_lowering.cli import main
 from harmonic_lowering.denoise import Denoiser
 from harmonic_lowering.denoise.estimator import Estimate
 from harmonic_lowering.denoise.prior import PriorEstimator
+from harmonic_lowering.denoise.segment import Segment
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -695,13 +696,13 @@ def test_what_does_not_fit_on_the_disk_is_found_out_before_the_work(noisy, capsy
 def test_the_folder_vanishes(noisy, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
-    original = Denoiser._clean
+    original = Segment.clean
 
     def vanishing(self, *arguments):
         shutil.rmtree(folder)
         return original(self, *arguments)
 
-    monkeypatch.setattr(Denoiser, "_clean", vanishing)
+    monkeypatch.setattr(Segment, "clean", vanishing)
     refused(
         capsys, 1, "out.wav: cannot be written, its folder is gone", noisy, "-o", folder / "out.wav"
     )

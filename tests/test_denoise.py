@@ -15,7 +15,6 @@ from harmonic_lowering.denoise import (
     fit,
     prior,
 )
-from harmonic_lowering.denoise.denoiser import segment_bounds
 from harmonic_lowering.denoise.hum import subtract_hum
 from harmonic_lowering.denoise.likelihood import (
     SNR_DB,
@@ -27,6 +26,7 @@ from harmonic_lowering.denoise.noise_estimate import estimate_noise
 from harmonic_lowering.denoise.noise_model import NoiseModel
 from harmonic_lowering.denoise.noise_sample import NoiseSample
 from harmonic_lowering.denoise.rumble import cut_rumble
+from harmonic_lowering.denoise.segment import segment_bounds
 from harmonic_lowering.metrics import si_sdr
 from harmonic_lowering.modules import HarmonicConv2d
 from harmonic_lowering.spectral import Stft

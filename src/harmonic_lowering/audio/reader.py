@@ -329,14 +329,22 @@ class AudioReader:
         self._survey = survey = _Survey(self, wanted)
         survey.start()
         survey.far_enough.wait()  # for the offset, which must not depend on the time it takes
-        # Only a header that does not guess is a reason to begin.
-        promised = self._exact or (self.promised and self._claim_counts())
-        survey.join(self._patience_s if promised and self._patience_s < math.inf else None)
+        survey.join(self._patience_s if self._patience_s < math.inf else None)
+        if survey.is_alive() and not self._count():
+            survey.join()
         self._offset = survey.offset
         if survey.is_alive():
             return self.promised
         length, self._survey = self._settled(), None
         return length
+
+    def _count(self) -> bool:
+        """Whether the length is known without decoding; a guess is no reason to begin."""
+        if self._exact or (self.promised and self._claim_counts()):
+            return True
+        counted = ffmpeg.count_samples(self._place, self._probe) if self._probe is not None else 0
+        self.promised = counted or self.promised
+        return counted > 0
 
     def _least(self) -> float:
         """Samples that are there if nothing was cut off."""

@@ -6,12 +6,15 @@ import argparse
 import math
 import signal
 import sys
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ..denoise import Denoiser
 from ..optional import import_optional
+from .cluster import connected
 from .files import PIPE, Plan, plan
 from .pool import denoise_all
 from .report import Report
@@ -37,7 +40,8 @@ def add_parser(subparsers: Any) -> None:
     add = parser.add_argument
     add(
         "inputs", nargs="+", metavar="INPUT",
-        help="sound file, folder (everything in and below it), or - for a pipe",
+        help="sound file, folder (everything in and below it), or - for a pipe; also in other "
+        "storage, as s3://bucket/folder",
     )  # fmt: skip
     add(
         "-o", "--output", metavar="PATH",
@@ -64,8 +68,9 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     add("--json", action="store_true", help="report each recording as a line of JSON")
     add(
-        "--jobs", type=int, default=1, metavar="N",
-        help="recordings at a time, each with one thread (default: %(default)s, with all threads)",
+        "--jobs", type=int, metavar="N",
+        help="recordings at a time, each with one thread (default: 1, with all threads; on a "
+        "cluster as many as keep it busy)",
     )  # fmt: skip
     add(
         "--quality", choices=("fast", "default", "best"), default=default.quality,
@@ -103,6 +108,11 @@ def add_parser(subparsers: Any) -> None:
         "--clip", choices=("saturate", "error"), default="saturate",
         help="when a result is louder than an integer format holds (default: %(default)s)",
     )  # fmt: skip
+    add(
+        "--cluster", metavar="ADDRESS",
+        help="have the machines of a Ray cluster do the work: host:port of its head, or local to "
+        "use all processors of this one",
+    )  # fmt: skip
     add("-q", "--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=lambda arguments: run(arguments, parser))
 
@@ -111,9 +121,11 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Denoise every input; what became of them decides the exit status."""
     try:
         options = _options(arguments)
-        if arguments.jobs < 1:
+        if arguments.jobs is not None and arguments.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
         wanted = plan(arguments.inputs, arguments.output, arguments.noise_out, plot=arguments.plot)
+        if arguments.cluster is not None and arguments.device != "cpu":
+            raise ValueError("--cluster works on processors, so --device must be cpu")
         if arguments.json and any(job.target == PIPE for job in wanted.jobs):
             raise ValueError("--json writes to standard output, so --output cannot be -")
     except ValueError as error:
@@ -123,13 +135,24 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             "matplotlib.figure", "drawing pictures", "harmonic-lowering[plot]"
         )  # not at the end
     count = len(wanted.jobs) + len(wanted.refused)
-    with Report(count, quiet=arguments.quiet, as_json=arguments.json) as report:
-        with _Stop() as stop:
-            _work(wanted, options, arguments.jobs, report, stop)
-        report.summary()
-        if stop.asked:
-            return INTERRUPTED
-        return 1 if any(outcome.status == "failed" for outcome in report.outcomes) else 0
+    with ExitStack() as stack:
+        stop = stack.enter_context(_Stop())
+        workers = arguments.jobs or 1
+        if arguments.cluster is not None:
+            try:
+                cluster = stack.enter_context(
+                    connected(arguments.cluster, arguments.jobs, len(wanted.jobs))
+                )
+            except ValueError as error:
+                parser.error(str(error))
+            options, workers = replace(options, cluster=cluster), cluster.files
+        report = Report(count, quiet=arguments.quiet, as_json=arguments.json)
+        with report:
+            _work(wanted, options, workers, report, stop)
+            report.summary()
+    if stop.asked:
+        return INTERRUPTED
+    return 1 if any(outcome.status == "failed" for outcome in report.outcomes) else 0
 
 
 def _options(arguments: argparse.Namespace) -> Options:

@@ -6,9 +6,10 @@ import os
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from ..audio import FILE_TYPES
+from ..audio import FILE_TYPES, AudioError
+from .storage import Address, Place, files_below, forget, is_folder, place, real
 
 __all__ = ["PARTIAL", "PIPE", "Job", "Plan", "plan"]
 
@@ -30,14 +31,14 @@ _FIELDS = ("stem", "suffix", "name", "folder", "ext", "sub")
 class Job:
     """One recording and the files that it gives; `noise` and `picture` where they are wanted."""
 
-    source: Path
-    target: Path
-    noise: Path | None = None
-    picture: Path | None = None
+    source: Place
+    target: Place
+    noise: Place | None = None
+    picture: Place | None = None
     makes_folder: bool = False  # whether folders of the outputs may be made
 
     @property
-    def outputs(self) -> list[Path]:
+    def outputs(self) -> list[Place]:
         """Every file that is to be written."""
         wanted = (self.target, self.noise, self.picture)
         return [path for path in wanted if path is not None and path != PIPE]
@@ -55,30 +56,40 @@ class Plan:
     """All jobs, and what cannot be one: a path with the reason."""
 
     jobs: list[Job] = field(default_factory=list)
-    refused: list[tuple[Path, str]] = field(default_factory=list)
+    refused: list[tuple[Place, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Source:
-    path: Path
-    sub: Path = Path()  # where it lies below the folder that was given
+    path: Place
+    sub: PurePath = Path()  # where it lies below the folder that was given
     found: bool = False  # in a folder, not named
 
 
-def plan(inputs: Sequence[str], output: str | None, noise_out: str | None, *, plot: bool) -> Plan:
+def plan(
+    inputs: Sequence[str],
+    output: str | None,
+    noise_out: str | None = None,
+    *,
+    plot: bool,
+    result: str | None = None,
+) -> Plan:
     """Name all outputs, and refuse before any work what would lose a file.
+
+    Outputs are sound files, or all of the suffix `result`.
 
     Raises
     ------
     ValueError
         If a name is wrong, or two outputs share a file, or an output is one of the inputs.
     """
+    forget()
     sources, refused = _sources(inputs)
     if len(sources) > 1 and any(source.path == PIPE for source in sources):
         raise ValueError("- (standard input) cannot be mixed with other inputs")
     jobs = []
     for source in sources:
-        target = _named("--output", output, source, len(sources))
+        target = _named("--output", output, source, len(sources), result)
         noise = None
         if noise_out is not None:
             noise = _named("--noise-out", noise_out, source, len(sources))
@@ -91,29 +102,33 @@ def plan(inputs: Sequence[str], output: str | None, noise_out: str | None, *, pl
             Job(source.path, target, noise, picture, source.found or "{sub}" in (output or ""))
         )
     # A folder also holds what an earlier run wrote into it or below it: no inputs.
-    made = {os.path.realpath(path) for job in jobs for path in job.outputs}
+    made = {real(path) for job in jobs for path in job.outputs}
     kept = [
         job
         for job, source in zip(jobs, sources, strict=True)
-        if not (source.found and os.path.realpath(job.source) in made)
+        if not (source.found and real(job.source) in made)
     ]
     _refuse_losses(kept)
     return Plan(kept, refused)
 
 
-def _sources(inputs: Sequence[str]) -> tuple[list[_Source], list[tuple[Path, str]]]:
+def _sources(inputs: Sequence[str]) -> tuple[list[_Source], list[tuple[Place, str]]]:
     """Replace folders by the recordings in and below them, but for results of earlier runs."""
     sources: list[_Source] = []
-    refused: list[tuple[Path, str]] = []
+    refused: list[tuple[Place, str]] = []
     for name in inputs:
         if not name:
             raise ValueError("an input's name is empty")
-        path = Path(name)
-        if name == "-" or not os.path.isdir(path):
-            sources.append(_Source(path))
-            continue
+        path = place(name)
         unreadable: list[OSError] = []
-        found = list(_below(path, unreadable))
+        try:
+            if name == "-" or not is_folder(path):
+                sources.append(_Source(path))
+                continue
+            found = list(_below(path, unreadable))
+        except AudioError as error:  # other storage
+            refused.append((path, str(error).removeprefix(f"{path}: ")))
+            continue
         refused += [
             (Path(os.fsdecode(error.filename)), f"may not be read ({error.strerror})")
             for error in unreadable
@@ -121,74 +136,95 @@ def _sources(inputs: Sequence[str]) -> tuple[list[_Source], list[tuple[Path, str
         if not found and not unreadable:
             raise ValueError(f"{path}: no sound files in this folder")
         sources += found
-    once = {os.path.realpath(source.path): source for source in reversed(sources)}
-    return sorted(once.values(), key=sources.index), refused
+    once: dict[str, _Source] = {}
+    for source in sources:
+        once.setdefault(real(source.path), source)
+    return list(once.values()), refused
 
 
-def _below(folder: Path, unreadable: list[OSError]) -> Iterator[_Source]:
-    for place, folders, files in os.walk(folder, onerror=unreadable.append):
+def _below(folder: Place, unreadable: list[OSError]) -> Iterator[_Source]:
+    below: Iterator[Place]
+    below = _walk(folder, unreadable) if isinstance(folder, Path) else files_below(folder)
+    for path in below:
+        known = path.suffix.lower().lstrip(".") in (*FILE_TYPES, *_FOREIGN)
+        ours = path.stem.endswith((_MADE, PARTIAL))
+        if known and not ours:
+            yield _Source(path, path.parent.relative_to(folder), found=True)
+
+
+def _walk(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder, onerror=unreadable.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            path = Path(place, name)
-            known = path.suffix.lower().lstrip(".") in (*FILE_TYPES, *_FOREIGN)
-            ours = path.stem.endswith((_MADE, PARTIAL))
-            if known and not ours and not name.startswith(".") and path.is_file():
-                yield _Source(path, Path(place).relative_to(folder), found=True)
+            path = Path(parent, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
 
 
-def _named(option: str, pattern: str | None, source: _Source, count: int) -> Path:
+def _named(
+    option: str, pattern: str | None, source: _Source, count: int, result: str | None = None
+) -> Place:
     """Give the path that `pattern`, a file, folder or template, means for a recording."""
     path = source.path
     # A type that can be read with ffmpeg's help only cannot be written; WAV holds everything.
     extension = path.suffix.lstrip(".")
     kept = extension.lower() in FILE_TYPES
-    suffix = path.suffix if kept else ".wav"
+    suffix = result or (path.suffix if kept else ".wav")
     stem = "stdin" if path == PIPE else path.stem
     # So that talk.mp4 and talk.wav, denoised one after the other, do not meet in one name.
     label = stem if kept or not extension or path == PIPE else path.name
     if pattern is None:
-        return PIPE if path == PIPE else path.with_name(_fitting(label, _MADE + suffix))
+        return PIPE if path == PIPE else path.with_name(_fitting(label, (result or _MADE + suffix)))
     if pattern == "-":
         if count > 1:
             raise ValueError(f"{option} -: a pipe takes one recording, got {count}")
         return PIPE
-    place = Path(pattern)
+    whole = place(pattern)
+    folder = _is_output_folder(pattern, whole)
     if "{" in pattern:
         fields = {
             "stem": stem, "suffix": suffix, "name": stem + suffix, "folder": str(path.parent),
             "ext": extension, "sub": str(source.sub),
         }  # fmt: skip
-        named = Path(_filled(option, pattern, fields))
-    elif os.path.isdir(place):
-        named = place / source.sub / _fitting(label, suffix)
+        named = place(_filled(option, pattern, fields))
+    elif folder:
+        named = whole / source.sub / _fitting(label, suffix)
     elif count > 1:
         raise ValueError(
             f"{option} {pattern}: several inputs need an existing folder; make it first "
             f"(mkdir -p {pattern}), or a template, as '{{stem}}-clean{{suffix}}'"
         )
-    elif not pattern or pattern.endswith(os.sep) or not place.suffix:
+    elif not pattern or pattern.endswith(os.sep) or not whole.suffix:
         raise ValueError(
             f"{option} {pattern}: no such folder; make it first (mkdir -p {pattern}), or name a "
-            "file with its type, as .wav"
+            f"file with its type, as {result or '.wav'}"
         )
     else:
-        named = place
-    mirrored = os.path.isdir(place) or "{sub}" in pattern
+        named = whole
+    mirrored = folder or "{sub}" in pattern or isinstance(named, Address)
     if not mirrored and not os.path.isdir(named.parent):
         raise ValueError(
             f"{option} {pattern}: there is no folder {named.parent}; make it first "
             f"(mkdir -p {named.parent})"
         )
-    if named.suffix.lower().lstrip(".") not in FILE_TYPES:
+    types = (result.lstrip("."),) if result else FILE_TYPES
+    if named.suffix.lower().lstrip(".") not in types:
         raise ValueError(
             f"{option} {named}: cannot write the file type '{named.suffix}'; name it one of "
-            f"{', '.join(FILE_TYPES)}"
+            f"{', '.join(types)}"
         )
     if len(os.fsencode(named.name)) > _LONGEST_NAME:
         raise ValueError(
             f"{option} {pattern}: the name for {path.name} is longer than {_LONGEST_NAME} bytes"
         )
     return named
+
+
+def _is_output_folder(pattern: str, path: Place) -> bool:
+    """Whether outputs go into it; in other storage folders need not be made."""
+    if isinstance(path, Address):
+        return pattern.endswith("/") or path.suffix.lower().lstrip(".") not in FILE_TYPES
+    return os.path.isdir(path)
 
 
 def _filled(option: str, pattern: str, fields: dict[str, str]) -> str:
@@ -215,23 +251,23 @@ def _fitting(stem: str, end: str) -> str:
     return stem + end
 
 
-def _with_partial(path: Path) -> Path:
+def _with_partial(path: Place) -> Place:
     return path.with_name(_fitting(path.stem, PARTIAL + path.suffix))
 
 
 def _refuse_losses(jobs: Sequence[Job]) -> None:
-    inputs = {os.path.realpath(job.source) for job in jobs}
+    inputs = {real(job.source) for job in jobs}
     taken: dict[str, Job] = {}
     for job in jobs:
         for path in job.outputs:
-            real = os.path.realpath(path)
-            if real in inputs:
+            name = real(path)
+            if name in inputs:
                 raise ValueError(f"{path}: the output would replace the input; name another")
-            if os.path.isdir(path):
+            if isinstance(path, Path) and os.path.isdir(path):
                 raise ValueError(f"{path}: is a folder, expected a name for a file")
-            if real in taken:
+            if name in taken:
                 raise ValueError(
-                    f"{path}: would be written for {taken[real].source} and for {job.source}; "
+                    f"{path}: would be written for {taken[name].source} and for {job.source}; "
                     "name outputs apart, as with --output '{folder}/{stem}-{ext}{suffix}'"
                 )
-            taken[real] = job
+            taken[name] = job

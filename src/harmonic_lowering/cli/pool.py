@@ -16,7 +16,7 @@ from multiprocessing.context import BaseContext
 from types import FrameType
 from typing import Any
 
-from .files import Job
+from .files import PIPE, Job
 from .task import Options, Outcome, denoise_one
 
 __all__ = ["Pool", "denoise_all"]
@@ -36,7 +36,11 @@ def denoise_all(
 
     Once `stopped` returns true, those at work write their best so far and no more are begun.
     """
-    if workers == 1 or len(jobs) == 1:
+    alone = workers == 1 or len(jobs) == 1
+    # Ray may end a process whose machine loses the cluster, so it is never this one, unless
+    # the recording comes from or goes to a pipe of this process.
+    piped = any(PIPE in (job.source, job.target) for _, job in jobs)
+    if piped or (alone and options.cluster is None):
         for number, job in jobs:
             if stopped():
                 return

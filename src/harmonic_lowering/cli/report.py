@@ -13,6 +13,8 @@ from .task import Outcome
 
 __all__ = ["Report"]
 
+_LONG_LIST = 10  # recordings
+_NAME_WIDTH = 60  # of the table of what failed
 _FIRST_LINE_S, _LINES_S = 10.0, 60.0  # in a log: when the first comes, and how often
 
 
@@ -83,15 +85,17 @@ class Report:
         elif outcome.status in ("done", "interrupted") and outcome.job.target != PIPE:
             self._out(str(outcome.target))
 
-    def summary(self) -> None:
-        """One line about all of them, if there are several."""
+    def summary(self, done: str = "denoised") -> None:
+        """One line about all of them, if there are several; in a long list also what failed."""
         if self.count < 2:
             return
+        if self.count >= _LONG_LIST:
+            self._failures()
         number = {
             status: sum(outcome.status == status for outcome in self.outcomes)
             for status in ("done", "skipped", "interrupted", "failed")
         }
-        words = {"done": "denoised", "skipped": "skipped", "interrupted": "interrupted"}
+        words = {"done": done, "skipped": "skipped", "interrupted": "interrupted"}
         parts = [f"{number[status]} {word}" for status, word in words.items() if number[status]]
         if number["failed"]:
             parts.append(f"{number['failed']} of {self.count} recordings failed")
@@ -101,6 +105,17 @@ class Report:
         if noted:
             parts.append(f"{noted} with notes")
         self.say(f"{', '.join(parts)}, in {_clock(time.monotonic() - self._began)}")
+
+    def _failures(self) -> None:
+        """Say again what failed, which long lists have scrolled away."""
+        failed = {
+            str(o.job.source): o.error.removeprefix(f"{o.job.source}: ")
+            for o in self.outcomes
+            if o.status == "failed"
+        }
+        width = min(_NAME_WIDTH, max(map(len, failed), default=0))
+        for name, why in failed.items():
+            self.say(f"failed  {name:<{width}}  {why}")
 
     def say(self, text: str) -> None:
         """Write a line to standard error, beside the bar if there is one."""

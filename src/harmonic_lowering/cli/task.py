@@ -20,9 +20,13 @@ import torch
 from torch import Tensor
 
 from ..audio import AudioError, AudioReader, AudioWriter, LengthChanged, replacing
-from ..audio.output import Part, check_place
-from ..denoise import Denoiser, Progress, Summary
+from ..audio.output import Part
+from ..denoise import Denoiser, Progress, Stream, Summary
+from ..denoise.segment import clean_in_turn
+from .cluster import Cluster
 from .files import PIPE, Job
+from .kept import Kept
+from .storage import Address, Place, Stage, exists, fetch, send
 
 __all__ = ["Needs", "Options", "Outcome", "check", "denoise_one"]
 
@@ -43,6 +47,7 @@ class Options:
     remove_dc: bool = False
     noise: Path | None = None  # a file with the noise alone
     noise_from: tuple[float, float] | None = None  # or where the recording holds it, in seconds
+    cluster: Cluster | None = None  # that cleans the segments
 
 
 @dataclass
@@ -53,12 +58,12 @@ class Outcome:
     status: str = "done"  # or "skipped", "interrupted", "failed"
     error: str = ""
     notes: list[str] = field(default_factory=list)
-    target: Path = PIPE
+    target: Place = PIPE
     found: str = ""  # what was found and done, in words
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_folder(cls, path: Path, reason: str) -> Outcome:
+    def of_folder(cls, path: Place, reason: str) -> Outcome:
         """A folder could not be searched."""
         return cls(Job(path, path), "failed", f"{path}: {reason}")
 
@@ -92,7 +97,7 @@ def check(job: Job, options: Options, needs: Needs) -> tuple[Outcome | None, flo
     Headers are read, outputs are opened for writing and removed again.
     """
     try:
-        existing = [path for path in job.outputs if check_place(path)]
+        existing = [path for path in job.outputs if exists(path)]
         if existing and options.skip_existing and len(existing) == len(job.outputs):
             return Outcome(job, "skipped", notes=[f"{existing[0]}: exists, skipped"]), 0.0
         if existing and not options.force:
@@ -101,7 +106,9 @@ def check(job: Job, options: Options, needs: Needs) -> tuple[Outcome | None, flo
             raise AudioError(f"{existing[0]}: exists already{but}; allow replacing it with --force")
         for path in job.outputs:
             _check_folder(path, job)
-        if job.source == PIPE or stat.S_ISFIFO(job.source.stat().st_mode):
+        if isinstance(job.source, Address) or job.source == PIPE:  # read once, for the work
+            return None, 0.0
+        if stat.S_ISFIFO(job.source.stat().st_mode):
             return None, 0.0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said once, when the work begins
@@ -113,10 +120,12 @@ def check(job: Job, options: Options, needs: Needs) -> tuple[Outcome | None, flo
     except FileNotFoundError:
         return Outcome(job, "failed", f"{job.source}: no such file"), 0.0
     except Exception as error:
-        return Outcome(job, "failed", _sentence(error, job)), 0.0
+        return Outcome(job, "failed", _sentence(error, job, Stage())), 0.0
 
 
-def _check_folder(path: Path, job: Job) -> None:
+def _check_folder(path: Place, job: Job) -> None:
+    if isinstance(path, Address):
+        return
     folder = path.parent
     while job.makes_folder and not folder.exists():
         folder = folder.parent
@@ -124,10 +133,10 @@ def _check_folder(path: Path, job: Job) -> None:
         pass
 
 
-def _check_target(path: Path, reader: AudioReader, needs: Needs) -> None:
+def _check_target(path: Place, reader: AudioReader, needs: Needs) -> None:
     layout = (reader.sample_rate, reader.channels, reader.format)
     writer = AudioWriter(path, *layout, length=reader.promised)
-    if not writer.format.plain:
+    if not writer.format.plain or isinstance(path, Address):
         return
     folder = path.parent
     while not folder.exists():
@@ -160,31 +169,36 @@ def denoise_one(
     """
     outcome = Outcome(job, target=job.target)
     began = time.monotonic()
-    with warnings.catch_warnings(record=True) as caught:
+    with Stage() as stage, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            _denoise(job, options, progress, stopped, outcome)
+            _denoise(job, options, stage, progress, stopped, outcome)
         except BrokenPipeError:  # whoever reads our output went away: not the file's fault
             raise
         except Exception as error:
-            outcome.status, outcome.error = "failed", _sentence(error, job)
+            outcome.status, outcome.error = "failed", _sentence(error, job, stage)
     outcome.facts["seconds"] = round(time.monotonic() - began, 3)
     said = [str(warning.message) for warning in caught if warning.category is UserWarning]
-    outcome.notes = list(dict.fromkeys([*said, *outcome.notes]))
+    notes = [stage.translated(note) for note in (*said, *outcome.notes)]
+    outcome.notes = list(dict.fromkeys(notes))
     return outcome
 
 
 def _denoise(
     job: Job,
     options: Options,
+    stage: Stage,
     progress: Callable[[float, float], None],
     stopped: Callable[[], bool],
     outcome: Outcome,
 ) -> None:
-    with _source(job.source) as source, AudioReader(source, patience_s=_PATIENCE_S) as reader:
+    with (
+        _source(job.source, stage) as source,
+        AudioReader(source, patience_s=_PATIENCE_S) as reader,
+    ):
         while True:
             try:
-                _attempt(reader, job, options, progress, stopped, outcome)
+                _attempt(reader, job, options, stage, progress, stopped, outcome)
             except LengthChanged:  # found early on: nothing of worth is lost
                 continue
             return
@@ -194,25 +208,31 @@ def _attempt(
     reader: AudioReader,
     job: Job,
     options: Options,
+    stage: Stage,
     progress: Callable[[float, float], None],
     stopped: Callable[[], bool],
     outcome: Outcome,
 ) -> None:
-    run = _Run(reader, options, progress, stopped)
+    kept = Kept(job.target) if options.cluster is not None and job.target != PIPE else None
+    run = _Run(reader, options, kept, progress, stopped)
     beginning = _Beginning(reader.sample_rate) if job.picture else None
     if job.makes_folder:
         for path in job.outputs:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(path, Path):
+                path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as writing:
-        target = writing.enter_context(_target(job.target))
+        target = writing.enter_context(_outlet(job.target, stage, options.force))
         layout = (reader.sample_rate, reader.channels, reader.format)
         keywords: dict[str, Any] = {
             "metadata": reader.metadata, "length": reader.length, "overwrite": options.force,
         }  # fmt: skip
-        writer = writing.enter_context(AudioWriter(target, *layout, clip=options.clip, **keywords))
+        writer = writing.enter_context(
+            AudioWriter(target.file, *layout, clip=options.clip, **keywords)
+        )
         noise = None
         if job.noise is not None:
-            noise = writing.enter_context(AudioWriter(job.noise, *layout, **keywords))
+            removal = writing.enter_context(_outlet(job.noise, stage, options.force))
+            noise = writing.enter_context(AudioWriter(removal.file, *layout, **keywords))
         loudest = 0.0
         for clean, removed in run.blocks():
             loudest = max(loudest, float(clean.abs().max()))
@@ -224,10 +244,11 @@ def _attempt(
         reader.settle()
         names = job.partial() if run.asked_to_stop else job
         if names is not job:
-            if job.target != PIPE:
-                writer.name(names.target)
+            target.rename(names.target, writer)
             if noise is not None and names.noise is not None:
-                noise.name(names.noise)
+                removal.rename(names.noise, noise)
+    if kept is not None and names is job:
+        kept.clear()
     outcome.target = names.target
     if run.asked_to_stop:
         outcome.status = "interrupted"
@@ -247,7 +268,7 @@ def _attempt(
     if loudest == 0:
         outcome.notes.append(f"{job.source}: is silent, there was nothing to remove")
     if beginning is not None and names.picture is not None:
-        _plot(beginning, job, names, options.force or names is not job)
+        _plot(beginning, job, names, stage, options.force or names is not job)
 
 
 class _Run:
@@ -257,15 +278,18 @@ class _Run:
         self,
         reader: AudioReader,
         options: Options,
+        kept: Kept | None,
         progress: Callable[[float, float], None],
         stopped: Callable[[], bool],
     ) -> None:
-        self._reader, self._options = reader, options
+        self._reader, self._options, self._kept = reader, options, kept
         self._progress, self._stopped = progress, stopped
-        self.steps, self.ended, self.left_out = 0, "", ""
+        self.steps, self.ended = 0, ""
         self.asked_to_stop = False
+        self._streams: list[Stream] = []  # one, or one a channel
         self.summaries: list[Summary] = []  # one, or one a channel
         self._places: dict[int, Progress] = {}
+        self._segments = 1
         self._noise, self._noise_rate = _sample_of_the_noise(reader, options)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -292,7 +316,8 @@ class _Run:
         def read(start: int, stop: int) -> Tensor:
             return (reader.read(start, stop) - reader.offset)[channels]
 
-        noise = self._noise
+        noise, cluster = self._noise, self._options.cluster
+        each = clean_in_turn if cluster is None else cluster.each(self._kept, self._is_stopped)
         stream = self._options.denoiser.stream(
             read,
             reader.length,
@@ -300,26 +325,31 @@ class _Run:
             lambda progress: self._step(number, progress),
             noise=noise[channels] if noise is not None and len(noise) > 1 else noise,
             noise_rate=self._noise_rate,
+            each=each,
         )
+        self._streams.append(stream)
         yield from stream
         self.summaries.append(stream.summary)
 
     def _step(self, number: int, progress: Progress) -> bool:
         self.steps += 1
         self.ended = progress.ended or self.ended
-        self._places[number] = progress
+        self._places[number], self._segments = progress, progress.segments
         streams = self._reader.channels if self._options.separate else 1
         done = sum((p.segment - 1 + p.step / p.steps) / p.segments for p in self._places.values())
         seconds = self._reader.length / self._reader.sample_rate
         self._progress(seconds * done / streams, seconds)
-        if self._stopped() and not self.asked_to_stop:
-            self.asked_to_stop = True
-            rest = progress.segments - progress.segment
-            if rest:
-                self.left_out = (
-                    f"; the last {rest} of {progress.segments} segments are as they were"
-                )
+        return self._is_stopped()
+
+    def _is_stopped(self) -> bool:
+        self.asked_to_stop = self.asked_to_stop or self._stopped()
         return self.asked_to_stop
+
+    @property
+    def left_out(self) -> str:
+        """In words, what was not worked at."""
+        rest = max(stream.untouched for stream in self._streams)
+        return f"; {rest} of {self._segments} segments are as they were" if rest else ""
 
 
 def _sample_of_the_noise(reader: AudioReader, options: Options) -> tuple[Tensor | None, int | None]:
@@ -354,10 +384,15 @@ def _in_words(summary: Summary) -> str:
 
 
 @contextmanager
-def _source(path: Path) -> Iterator[Path]:
+def _source(source: Place, stage: Stage) -> Iterator[Path]:
     """Give a file that can be read more than once, which standard input cannot."""
-    if path != PIPE:
-        yield path
+    if isinstance(source, Address):
+        file = stage.local(source)
+        fetch(source, file)
+        yield file
+        return
+    if source != PIPE:
+        yield source
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "stdin"
@@ -366,16 +401,39 @@ def _source(path: Path) -> Iterator[Path]:
         yield file
 
 
+@dataclass
+class _Outlet:
+    """A file that is written here, and the place where it goes when it is complete."""
+
+    place: Place
+    file: Path
+    overwrite: bool
+
+    def rename(self, place: Place, writer: AudioWriter) -> None:
+        """Have it go to another place in the same folder, and replace what is there."""
+        if isinstance(place, Address):
+            self.place, self.overwrite = place, True
+        elif place != PIPE:
+            writer.name(place)
+
+
 @contextmanager
-def _target(path: Path) -> Iterator[Path]:
-    """Give a place to write to; what belongs into a pipe goes there when it is complete."""
-    if path != PIPE:
-        yield path
+def _outlet(place: Place, stage: Stage, overwrite: bool) -> Iterator[_Outlet]:
+    """Give a file to write to; what belongs elsewhere goes there when it is complete."""
+    # An error does not come behind a yield; and the writer, entered later, has closed the file.
+    if isinstance(place, Address):
+        outlet = _Outlet(place, stage.local(place), overwrite)
+        yield outlet
+        assert isinstance(outlet.place, Address)
+        send(outlet.file, outlet.place, overwrite=outlet.overwrite)
+        outlet.file.unlink()
+        return
+    if place != PIPE:
+        yield _Outlet(place, place, overwrite)
         return
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "out.wav"
-        yield file
-        # An error does not come here; and the writer, entered later, has closed the file by now.
+        yield _Outlet(place, file, overwrite)
         with file.open("rb") as sound:
             shutil.copyfileobj(sound, sys.stdout.buffer)
         sys.stdout.buffer.flush()
@@ -399,7 +457,7 @@ class _Beginning:
         return {"before": clean + removed, "after": clean, "removed": removed}
 
 
-def _plot(beginning: _Beginning, job: Job, names: Job, overwrite: bool) -> None:
+def _plot(beginning: _Beginning, job: Job, names: Job, stage: Stage, overwrite: bool) -> None:
     from ..plotting import plot_spectrograms
 
     assert names.picture is not None
@@ -408,15 +466,18 @@ def _plot(beginning: _Beginning, job: Job, names: Job, overwrite: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # letters that the font has not
             figure = plot_spectrograms(beginning.waveforms(), beginning.sample_rate, title=name)
-            with replacing(names.picture, overwrite=overwrite) as place:
-                figure.savefig(place, format="png", dpi=120)
+            with (
+                _outlet(names.picture, stage, overwrite) as outlet,
+                replacing(outlet.file, overwrite=overwrite) as part,
+            ):
+                figure.savefig(part, format="png", dpi=120)
     except (RuntimeError, ValueError, TypeError) as error:
         raise AudioError(
             f"{names.picture}: could not be drawn ({error}); {names.target} is complete"
         ) from error
 
 
-def _sentence(error: Exception, job: Job) -> str:
+def _sentence(error: Exception, job: Job, stage: Stage) -> str:
     """Say in one line what went wrong with which file."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     lacks_memory = isinstance(error, RuntimeError) and "memory" in text.lower()
@@ -429,5 +490,6 @@ def _sentence(error: Exception, job: Job) -> str:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}"
         text = f"an error inside the program, please report it: {where}: {text}"
+    text = stage.translated(text)
     named = text.startswith((str(job.source), *map(str, job.outputs)))
     return text if named else f"{job.source}: {text}"

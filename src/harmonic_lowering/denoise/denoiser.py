@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .dap import DapEstimator
-from .estimator import Estimate, Estimator, Settings
+from .estimator import Settings
 from .noise_sample import NoiseSample
-from .prior import PriorEstimator
+from .segment import (
+    METHODS,
+    Cleaned,
+    Found,
+    Progress,
+    Segment,
+    SegmentMap,
+    clean_in_turn,
+    segment_bounds,
+)
 
-__all__ = ["Block", "Denoised", "Denoiser", "Progress", "Stream", "Summary", "segment_bounds"]
+__all__ = ["Block", "Denoised", "Denoiser", "Progress", "Stream", "Summary"]
 
-_METHODS: dict[str, Estimator] = {"prior": PriorEstimator(), "dap": DapEstimator()}
 _QUALITIES = ("fast", "default", "best")
 _LAYERS = ("harmonic", "plain")
 _MOST_BINS = 600_000  # of a segment's spectrogram: what bounds the memory at high rates
@@ -28,22 +34,6 @@ _PERIODIC = 0.6  # a sample of the noise beyond is hardly noise
 _LITTLE_DB = 6.0  # of attenuation is little
 _NOISY_DB = 30.0  # signal-to-noise ratio of recordings that have noise to remove
 _RANGE_DB = 120.0  # of what a summary tells
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: `step` of at most `steps` in `segment` of `segments`, counted from 1.
-
-    `ended` is empty until a segment's last step, then says why it is the last: "plateau" (the
-    likelihood of masked bins stopped growing), "steps" or "time".
-    """
-
-    segment: int
-    segments: int
-    step: int
-    steps: int
-    loss: float
-    ended: str = ""
 
 
 class Block(NamedTuple):
@@ -103,6 +93,11 @@ class Stream(Iterator[Block]):
     def summary(self) -> Summary:
         """What was found and done."""
         return self._account.summary()
+
+    @property
+    def untouched(self) -> int:
+        """How many segments were left as they were, because `progress` asked to stop."""
+        return self._account.untouched
 
 
 @dataclass(frozen=True)
@@ -207,7 +202,7 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("method", tuple(_METHODS)),
+            ("method", tuple(METHODS)),
             ("quality", _QUALITIES),
             ("layer", _LAYERS),
         ):
@@ -307,6 +302,7 @@ class Denoiser:
         *,
         noise: Tensor | None = None,
         noise_rate: int | None = None,
+        each: SegmentMap = clean_in_turn,
     ) -> Stream:
         """Denoise a recording of any length in bounded memory.
 
@@ -318,6 +314,9 @@ class Denoiser:
             Samples of the recording.
         sample_rate, progress, noise, noise_rate
             As for a call.
+        each : SegmentMap
+            How the segments are cleaned; by default one after the other. With another one, each
+            segment has the same share of `time_limit`.
 
         Returns
         -------
@@ -337,8 +336,14 @@ class Denoiser:
             )
         sample = None if noise is None else self._sample(noise, noise_rate, sample_rate)
         account = _Account()
-        blocks = self._blocks(read, length, sample_rate, settings, sample, account, progress)
-        return Stream(blocks, account)
+        overlap = max(window.n_fft, round(self.overlap_s * sample_rate))
+        longest = min(
+            round(self.segment_s * sample_rate), _MOST_BINS // window.bins * window.hop_length
+        )
+        bounds = segment_bounds(length, max(2 * overlap, longest), overlap)
+        in_turn = each is clean_in_turn
+        segments = self._segments(read, bounds, sample_rate, settings, sample, in_turn)
+        return Stream(_joined(each(segments, progress), overlap, account), account)
 
     def _sample(self, noise: Tensor, noise_rate: int | None, sample_rate: int) -> NoiseSample:
         if noise_rate is not None and noise_rate < 1:
@@ -353,26 +358,21 @@ class Denoiser:
             )
         return sample
 
-    def _blocks(
+    def _segments(
         self,
         read: Callable[[int, int], Tensor],
-        length: int,
+        bounds: Sequence[tuple[int, int]],
         sample_rate: int,
         settings: Settings,
         sample: NoiseSample | None,
-        account: _Account,
-        progress: Callable[[Progress], object] | None,
-    ) -> Iterator[Block]:
-        window = settings.transforms(sample_rate)[0]
-        overlap = max(window.n_fft, round(self.overlap_s * sample_rate))
-        longest = min(
-            round(self.segment_s * sample_rate), _MOST_BINS // window.bins * window.hop_length
-        )
-        bounds = segment_bounds(length, max(2 * overlap, longest), overlap)
-        fade = (torch.arange(overlap) + 0.5) / overlap
-        ends = None if self.time_limit is None else time.monotonic() + self.time_limit
-        stopped = False
-        tail: Tensor | None = None
+        in_turn: bool,
+    ) -> Iterator[Segment]:
+        """Read one segment after the other, when it is wanted."""
+        count, limit = len(bounds), self.time_limit
+        ends = None if limit is None else time.monotonic() + limit
+        kept = 1 - self.strength
+        if self.atten_lim is not None:
+            kept = max(kept, 10 ** (-self.atten_lim / 20))
         for index, (start, stop) in enumerate(bounds):
             noisy = read(start, stop)
             if not noisy.isfinite().all():
@@ -381,25 +381,16 @@ class Denoiser:
                     f"sample {bad} (at {bad / sample_rate:.3f} s) is not a finite number; cut or "
                     "repair that place first"
                 )
-            clean = noisy.clone()
-            if not stopped:
-                left = len(bounds) - index
-                share = None if ends is None else max(0.0, ends - time.monotonic()) / left
-                place = (index + 1, len(bounds))
-                clean, stopped = self._clean(
-                    noisy, sample_rate, settings, sample, account, share, place, progress
-                )
-            if tail is not None:
-                clean[:, :overlap] = torch.lerp(tail, clean[:, :overlap], fade.to(clean))
-            last = index == len(bounds) - 1
-            tail = None if last else clean[:, -overlap:]
-            done = clean if last else clean[:, :-overlap]
-            before = noisy[:, : done.shape[1]]
-            yield Block(done, before - done)
+            share = None if limit is None else limit / count
+            if ends is not None and in_turn:  # what others did not need is for the rest
+                share = max(0.0, ends - time.monotonic()) / (count - index)
+            yield Segment(
+                noisy, sample_rate, self.method, settings, kept, sample, share, index + 1, count
+            )
 
     def _settings(self) -> Settings:
         """Return the method's settings, with what was set here."""
-        own = _METHODS[self.method].settings(self.quality)
+        own = METHODS[self.method].settings(self.quality)
         return Settings(
             steps=self.steps or own.steps,
             starts=own.starts,
@@ -415,86 +406,57 @@ class Denoiser:
             layer=self.layer,
         )
 
-    def _clean(
-        self,
-        noisy: Tensor,
-        sample_rate: int,
-        settings: Settings,
-        sample: NoiseSample | None,
-        account: _Account,
-        time_limit: float | None,
-        place: tuple[int, int],
-        progress: Callable[[Progress], object] | None,
-    ) -> tuple[Tensor, bool]:
-        """Clean one segment (C, L); also return whether `progress` asked to stop."""
-        loudest = float(noisy.abs().max())
-        if loudest == 0:
-            return noisy.clone(), False
-        # Squares of very loud or very quiet samples would leave the range of float32. A power of
-        # two changes no digit.
-        scale = 2.0 ** math.frexp(loudest)[1]
-        scaled = noisy / scale
-        most = settings.starts * settings.steps
-        stopped = False
 
-        def report(step: int, loss: float, ended: str) -> bool:
-            nonlocal stopped
-            if progress is not None:
-                stopped = bool(progress(Progress(*place, step, most, loss, ended)))
-            return stopped
-
-        estimate = _METHODS[self.method](
-            scaled,
-            sample_rate,
-            settings,
-            report,
-            time_limit,
-            None if sample is None else sample.scaled(1 / scale),
-        )
-        clean = estimate.clean
-        kept = 1 - self.strength
-        if self.atten_lim is not None:
-            kept = max(kept, 10 ** (-self.atten_lim / 20))
-        account.add(estimate, scaled, scale, kept)
-        clean[noisy.abs().amax(1) == 0] = 0
-        return torch.lerp(clean, scaled, kept) * scale, stopped
+def _joined(
+    results: Iterator[tuple[Segment, Cleaned]], overlap: int, account: _Account
+) -> Iterator[Block]:
+    """Fade each segment into the next one over the `overlap` samples that they share."""
+    fade = (torch.arange(overlap) + 0.5) / overlap
+    tail: Tensor | None = None
+    for segment, cleaned in results:
+        account.add(cleaned)
+        noisy, clean = segment.noisy, cleaned.clean
+        if tail is not None:
+            clean[:, :overlap] = torch.lerp(tail, clean[:, :overlap], fade.to(clean))
+        last = segment.index == segment.count
+        tail = None if last else clean[:, -overlap:]
+        done = clean if last else clean[:, :-overlap]
+        before = noisy[:, : done.shape[1]]
+        yield Block(done, before - done)
 
 
 class _Account:
     """The sums that a summary is made of, weighted by the length of each segment."""
 
     def __init__(self) -> None:
-        self._samples = 0
-        self._sound = self._noise = self._left = 0.0
-        self._steady: list[bool] = []
+        self.untouched = 0
+        self._found: list[Found] = []
 
-    def add(self, estimate: Estimate, noisy: Tensor, scale: float, kept: float) -> None:
-        """Add a segment that was divided by `scale`; `kept` is the share of noise mixed back."""
-        if estimate.noise_power is None:
-            return
-        audible = noisy[noisy.abs().amax(1) > 0]
-        noise = estimate.noise_power * scale**2 * audible.numel()
-        self._samples += audible.numel()
-        self._sound += float(audible.double().square().sum()) * scale**2
-        self._noise += noise
-        self._left += noise * (kept + (1 - kept) * math.sqrt(estimate.left)) ** 2
-        if estimate.steady is not None:
-            self._steady.append(estimate.steady)
+    def add(self, cleaned: Cleaned) -> None:
+        """Add a segment."""
+        self.untouched += cleaned.untouched
+        if cleaned.found is not None:
+            self._found.append(cleaned.found)
 
     def summary(self) -> Summary:
         """Return the levels, and a warning where the noise could not be found well."""
-        if self._noise == 0:
+        samples, sound, noise, left = (
+            sum(getattr(found, name) for found in self._found)
+            for name in ("samples", "sound", "noise", "left")
+        )
+        if noise == 0:
             return Summary()
-        snr_db = _decibels(self._sound - self._noise, self._noise)
-        removed_db = _decibels(self._noise, self._left)
-        steady = all(self._steady) if self._steady else None
+        snr_db = _decibels(sound - noise, noise)
+        removed_db = _decibels(noise, left)
+        known = [found.steady for found in self._found if found.steady is not None]
+        steady = all(known) if known else None
         warning = ""
         if steady is False and snr_db < _NOISY_DB and removed_db < _LITTLE_DB:
             warning = (
                 "little of the noise may have been removed: its level changes, and its quiet "
                 "moments may have been taken for all of it; a sample of the noise would help"
             )
-        noise_dbfs = _decibels(self._noise, self._samples)
+        noise_dbfs = _decibels(noise, samples)
         return Summary(noise_dbfs, snr_db, steady, removed_db, warning)
 
 
@@ -503,12 +465,3 @@ def _decibels(power: float, reference: float) -> float:
     tiny = 10 ** (-_RANGE_DB / 10)
     ratio = max(power, 0.0) / reference if reference > 0 else math.inf
     return 10 * math.log10(min(max(ratio, tiny), 1 / tiny))
-
-
-def segment_bounds(length: int, segment: int, overlap: int) -> list[tuple[int, int]]:
-    """Cut 0..length into equal stretches of at most `segment`, neighbours sharing `overlap`."""
-    if length <= segment:
-        return [(0, length)]
-    count = math.ceil((length - overlap) / (segment - overlap))
-    edges = [round(i * (length - overlap) / count) for i in range(count + 1)]
-    return [(start, stop + overlap) for start, stop in itertools.pairwise(edges)]

@@ -65,7 +65,7 @@ def serve(
     *,
     limits: Limits | None = None,
     browser: bool = True,
-    say: Callable[[str], object] = functools.partial(print, flush=True),
+    say: Callable[[str], object] | None = None,
 ) -> None:
     """Serve the page until Ctrl-C or SIGTERM.
 
@@ -78,8 +78,8 @@ def serve(
     limits : Limits, optional
     browser : bool
         Whether to open the page.
-    say : callable
-        Is told the address, and what should be known about it.
+    say : callable, optional
+        Is told the address, and what should be known about it. By default it is printed.
 
     Raises
     ------
@@ -88,6 +88,7 @@ def serve(
     ImportError
         If gradio is not installed.
     """
+    say = say or functools.partial(print, flush=True)
     with (
         _listening(host, port) as listening,
         tempfile.TemporaryDirectory(
