@@ -57,7 +57,7 @@ def build(gr: Any, visitors: Visitors, limits: Limits) -> Any:
                 )  # fmt: skip
                 with gr.Accordion("More choices", open=False):
                     limit = gr.Number(
-                        None, minimum=0, label="Attenuate by at most (dB)", info="Empty: no limit"
+                        0, minimum=0, label="Attenuate by at most (dB)", info="0: no limit"
                     )
                     channels = gr.Radio(
                         [("Linked: keep the stereo image", "linked"),
