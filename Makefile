@@ -12,7 +12,7 @@ CORE_SOURCES := $(wildcard src/harmonic_lowering/engines/native/csrc/*.cpp src/h
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-fast lint sanitize fuzz fuzz-layers fuzz-audio wheel bench bench-peers bench-denoise formats native clean
+.PHONY: help demo docs test test-fast lint sanitize fuzz fuzz-layers fuzz-audio wheel bench bench-gpu bench-peers bench-denoise bench-learning transcription formats native clean
 
 help: ## list these commands
 	@echo "make COMMAND, where COMMAND is one of"
@@ -72,6 +72,16 @@ sanitize: ## run the native core under the address, undefined-behaviour and thre
 bench: $(READY) native ## time the layers beside their peers; needs a quiet machine
 	@$(PY) -m benchmarks.layers $(ARGS)
 
+# An environment whose torch is built for CUDA, as PyTorch's site installs it, brings Triton along:
+# make bench-gpu PY=python uses the one that is active, without building .venv.
+ifeq ($(origin PY),command line)
+bench-gpu:
+else
+bench-gpu: $(READY)
+endif
+bench-gpu: ## time the layers beside cuDNN's Conv2d on a GPU, in six minutes; prints a report to send
+	@PYTHONPATH=src:. $(PY) -m benchmarks.gpu $(ARGS)
+
 # torchvision's deform_conv2d requires a torch of its own, so it gets its own environment.
 bench-peers: $(READY) ## install torchvision into .venv-peers (several GB), for make bench
 	@echo "== a second environment in $(VENV)-peers, for torchvision's deform_conv2d"
@@ -84,6 +94,27 @@ bench-denoise: $(READY) native ## measure the denoiser beside its peers, on reco
 	  $(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $$peer || echo "left out: $$peer did not install"; \
 	done
 	@$(PY) -m benchmarks.denoise $(ARGS)
+
+docs: $(READY) ## build the documentation as a site, in build/site
+	@echo "== documentation, strictly: a dead link or reference is an error"
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
+	@echo "open build/site/index.html"
+
+# tinysoundfont without its dependency pyaudio, which plays through loudspeakers and needs a compiler.
+bench-learning: $(READY) native ## train networks that differ in their taps on polyphonic pitch
+	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt music21 scikit-learn
+	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps tinysoundfont
+	@$(PY) -m benchmarks.learning $(ARGS)
+
+# Each step goes on where it was interrupted.
+CLIPS ?= 224
+STEPS ?= 2400
+transcription: $(READY) native ## train and score the network of examples/transcription
+	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt mir_eval music21 scikit-learn
+	@$(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --no-deps tinysoundfont
+	@$(PY) -m examples.transcription.data --clips $(CLIPS)
+	@$(PY) -m examples.transcription.train --steps $(STEPS) $(ARGS)
+	@$(PY) -m examples.transcription.evaluate
 
 formats: $(READY) ## read, write, tag, cut and join files of every kind; writes docs/formats.md
 	@command -v ffmpeg >/dev/null || { echo "this needs the program ffmpeg (apt install ffmpeg)"; exit 1; }

@@ -105,6 +105,7 @@ class SingleHarmonicConv2d(HarmonicConv2d, _OriginalsNames):
             dtype,
             anchor=anchor,
         )
+        self._looks_up_by_default = False  # the original's taps are meant
 
 
 class SingleLogHarmonicConv2d(LogHarmonicConv2d, _OriginalsNames):
@@ -166,6 +167,7 @@ class SingleLogHarmonicConv2d(LogHarmonicConv2d, _OriginalsNames):
             anchor=anchor,
             bins_per_octave=_bins_per_octave(out_log_scale, in_log_scale, radix),
         )
+        self._looks_up_by_default = False  # the original's taps are meant
         self.out_log_scale, self.in_log_scale, self.radix = out_log_scale, in_log_scale, radix
 
 

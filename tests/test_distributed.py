@@ -2,6 +2,11 @@
 
 import copy
 import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,6 +221,45 @@ WRAPPED = {
 
 def work(rank, folder, name, x):
     train(rank, folder, *WRAPPED[name], x)
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "distributed.py"
+
+
+def losses(folder, *arguments, processes=2):
+    """Run the example under torchrun, and return the loss of each step that it prints."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, EXAMPLE, "--batch", "4", *arguments],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (folder / "run.pt").exists()
+    found = re.findall(r"step (\d+): loss (\S+)", done.stdout)
+    return {int(step): float(loss) for step, loss in found}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    found = losses(tmp_path_factory.mktemp("alone"), "--steps", "20", processes=1)
+    assert list(found) == [10, 20]
+    assert found[20] < found[10]
+    return found
+
+
+@pytest.mark.slow
+def test_the_example_trains_alike_and_resumes_with_ddp_and_fsdp(alone, tmp_path):
+    assert losses(tmp_path, "--steps", "10") == pytest.approx({10: alone[10]}, rel=1e-3)
+    again = ("--steps", "20", "--resume", "run.pt", "--strategy", "fsdp")  # DDP wrote it
+    assert losses(tmp_path, *again) == pytest.approx({20: alone[20]}, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_example_trains_alike_with_lightning(alone, tmp_path):
+    pytest.importorskip("lightning")
+    found = losses(tmp_path, "--steps", "10", "--lightning")
+    assert found == pytest.approx({10: alone[10]}, rel=1e-3)
 
 
 @pytest.mark.slow

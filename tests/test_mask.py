@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import harmonic_lowering.denoise.mask as mask_module
+from harmonic_lowering import weights
 from harmonic_lowering.denoise.mask import LearntMask, WeightsError
 from harmonic_lowering.denoise.mask_network import (
     REACH,
@@ -219,7 +220,7 @@ def test_weights_of_another_network_are_an_error_to_catch(tmp_path):
 
     state = {"other": torch.zeros(3)}
     file = tmp_path / "mask.safetensors"
-    save_file(state, file, {"sha256": mask_module._digest(state), "layer": "plain"})
+    save_file(state, file, {"sha256": weights._digest(state), "layer": "plain"})
     with pytest.raises(WeightsError, match="made for another network"):
         LearntMask.load(file)
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, jvp, vmap
 
+import harmonic_conv
 from harmonic_lowering import (
     DeadTapWarning,
     FrequencyTapConv2d,
@@ -22,6 +23,7 @@ from harmonic_lowering import (
     HarmonicLowering,
     LogHarmonicConv2d,
     LogHarmonicLowering,
+    UpwardTapsWarning,
     harmonic_conv2d,
     log_harmonic_conv2d,
 )
@@ -826,3 +828,48 @@ def test_a_dead_tap_warns_once_and_names_the_row():
         layer(x)
     with pytest.warns(DeadTapWarning):
         layer(x[:, :, :19])
+
+
+@pytest.mark.usefixtures("unhinted")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: HarmonicConv2d(1, 1, 3),
+        lambda: HarmonicConv2d(1, 1, 3, anchor=[1], freq_dim=-1),
+        lambda: LogHarmonicConv2d(1, 1, 3, bins_per_octave=2),
+    ],
+)
+def test_a_layer_that_looks_up_alone_says_so_once_when_it_trains(layer):
+    layer, x = layer(), torch.randn(1, 1, 20, 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with torch.no_grad():
+            layer(x)
+        layer.eval()(x)
+        pickle.loads(pickle.dumps(layer))(x)
+    with pytest.warns(UpwardTapsWarning, match=r"harmonics=\(1/3, 1/2, 1, 2, 3\)") as caught:
+        layer.train()(x)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+        HarmonicConv2d(1, 1, 3)(x)
+
+
+@pytest.mark.usefixtures("unhinted")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: HarmonicConv2d(1, 1, (1, 3)),
+        lambda: HarmonicConv2d(1, 1, 3, anchor=2),
+        lambda: HarmonicConv2d(1, 1, 3, anchor=(1, 2)),
+        lambda: HarmonicConv2d(1, 1, 3, harmonics=(1, 2, 3)),
+        lambda: LogHarmonicConv2d(1, 1, 3, shifts=(0, 2, 3)),
+        lambda: harmonic_conv.SingleHarmonicConv2d(1, 1, 3),
+        lambda: harmonic_conv.SingleLogHarmonicConv2d(1, 1, 3, 4),
+    ],
+)
+def test_taps_that_are_meant_get_no_hint(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer()(torch.randn(1, 1, 20, 20))

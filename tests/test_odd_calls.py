@@ -109,6 +109,19 @@ def test_a_flop_counter_counts_live_rows_and_changes_nothing():
     assert counter.get_total_flops() == 3 * forward
 
 
+@pytest.mark.parametrize("order", [("torch.utils.flop_counter", "harmonic_lowering"),
+                                   ("harmonic_lowering", "torch.utils.flop_counter")])  # fmt: skip
+def test_operators_are_counted_whatever_is_imported_first(order):
+    code = f"""
+import sys, {order[0]}
+assert {order[0]!r} == "torch.utils.flop_counter" or not {{"triton"}} & set(sys.modules)
+import {order[1]}
+from torch.utils.flop_counter import flop_registry
+assert sum("tap_conv2d" in str(operator) for operator in flop_registry) == 3
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # -------------------------------------------------------------------- torch's own faults
 
 

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.relatives import blocks
 from harmonic_lowering import (
     FrequencyTaps,
     HarmonicLowering,
+    LogHarmonicConv2d,
     LogHarmonicLowering,
     harmonic_lowering,
     log_harmonic_lowering,
+    replace_conv2d,
 )
 
 
@@ -34,6 +37,42 @@ def test_hppnet():
     taps = FrequencyTaps.log_from_ratios(ratios, bins_per_octave=48, interpolation="nearest")
     above = [48, 76, 96, 111, 124, 135, 144, 152]  # its dilations
     assert shifts(taps) == [-d for d in above[::-1]] + [0] + above
+
+
+@pytest.mark.parametrize("bins", [40, 400])
+@pytest.mark.parametrize(
+    ("block", "layer"),
+    [
+        (lambda: blocks.Harmonica(3, 5), blocks.harmonica_layer),
+        (lambda: blocks.HPPNet(3, 5), blocks.hppnet_layer),
+        (lambda: blocks.HarmoF0(3, 5), blocks.HarmoF0Layer),
+        (lambda: blocks.BasicPitch(36), lambda block: blocks.BasicPitchLayer(block.bins)),
+    ],
+    ids=["harmonica", "hppnet", "harmof0", "basic-pitch"],
+)
+@pytest.mark.filterwarnings("ignore::harmonic_lowering.DeadTapWarning")  # 40 bins: some never read
+def test_published_blocks_are_layers(block, layer, bins):
+    block = block().double()
+    for parameter in block.parameters():  # random biases too
+        torch.nn.init.normal_(parameter)
+    layer = layer(block)
+    ours = torch.randn(2, 3, bins, 7, dtype=torch.float64, requires_grad=True)
+    theirs = ours.detach().clone().requires_grad_()
+    expected, result = block(theirs), layer(ours)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn_like(expected)
+    expected.backward(grad)
+    result.backward(grad)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-12, atol=1e-12)
+
+
+def test_the_dilated_convolutions_of_a_published_model_are_swapped():
+    block = blocks.HPPNet(3, 5)
+    x = torch.randn(2, 3, 400, 7)
+    expected = block(x)
+    report = replace_conv2d(block, LogHarmonicConv2d)
+    assert len(report.swapped) == 8
+    torch.testing.assert_close(block(x), expected)
 
 
 @pytest.mark.slow

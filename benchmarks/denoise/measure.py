@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +16,7 @@ from harmonic_lowering.metrics import pesq, si_sdr, stoi
 
 from ..common.memory import peak_bytes, reset_peak
 from ..common.tables import read_rows, write_rows
+from ..common.workers import in_workers
 from .methods import METHODS
 from .mixtures import mixture
 from .recordings import RECORDINGS, SAMPLE_RATE, Recording, load, normalised, read
@@ -122,27 +118,12 @@ def run(
     """
     rows = read_table(table)
     missing = [key for key in wanted if key not in rows or rows[key].error]
-    if not missing:
-        return rows
-    # Read by the workers when they load numpy and torch, so before they start.
-    os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-    # Spawned: a fork would carry over torch's threads and this process's memory.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin)
-    try:
-        pending = {pool.submit(measure, key, sounds.get(key.recording), cache) for key in missing}
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                row = future.result()
-                rows[row.key] = row
-                report(row, len(pending))
-            write_rows(table, rows.values(), DenoiserRow)
-    finally:
-        # A running measurement may take minutes, and its result would not be kept.
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
+    arguments = [(key, sounds.get(key.recording), cache) for key in missing]
+    for done, left in in_workers(measure, arguments, workers):
+        for row in done:
+            rows[row.key] = row
+            report(row, left)
+        write_rows(table, rows.values(), DenoiserRow)
     return rows
 
 
@@ -160,15 +141,3 @@ def _score(score: Callable[..., float], pair: list[torch.Tensor]) -> float:
         return score(*pair, SAMPLE_RATE)
     except Exception:
         return math.nan
-
-
-def _begin() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()  # even if it was killed
-
-
-def _end_with_parent() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)

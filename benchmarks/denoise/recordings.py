@@ -11,12 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import io
-import os
-import subprocess
 import sys
-import tarfile
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from harmonic_lowering.audio import replacing
+from ..common.packages import cache_folder, unpack_debian
 
 SAMPLE_RATE = 16000
 PEAK = 0.3  # of every excerpt, so that noise at 0 dB stays within ±1
@@ -112,8 +107,7 @@ SHA256 = {
 
 def default_cache() -> Path:
     """Where the files are kept between runs."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "harmonic-lowering" / "recordings"
+    return cache_folder("recordings")
 
 
 def fetch(wanted: Iterable[Recording], cache: Path, debs: Path | None = None) -> None:
@@ -125,8 +119,7 @@ def fetch(wanted: Iterable[Recording], cache: Path, debs: Path | None = None) ->
                 missing.setdefault(recording.source[0], []).append(path)
     for package, paths in missing.items():
         print(f"fetching {package} ({LICENCES[package]})", file=sys.stderr)
-        with tempfile.TemporaryDirectory() as folder:
-            _unpack(_package(package, debs, Path(folder)), paths, cache)
+        unpack_debian(package, paths, cache, debs)
         for path in paths:
             if not _good(cache, path):
                 raise OSError(
@@ -163,48 +156,6 @@ def normalised(sound: np.ndarray) -> np.ndarray:
 def _good(cache: Path, path: str) -> bool:
     file = cache / path
     return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == SHA256[path]
-
-
-def _package(package: str, debs: Path | None, folder: Path) -> Path:
-    """Return the package's file, from `debs` or fetched into `folder`."""
-    if debs is None:
-        try:
-            subprocess.run(
-                ["apt-get", "download", package], cwd=folder, check=True, capture_output=True
-            )
-        except (OSError, subprocess.CalledProcessError) as error:
-            said = getattr(error, "stderr", b"") or str(error).encode()
-            raise OSError(
-                f"could not fetch Debian's package {package} with apt-get "
-                f"({said.decode(errors='replace').strip()}): run 'apt-get update', or download "
-                "the package elsewhere and name its folder with --debs"
-            ) from error
-    found = sorted((debs or folder).glob(f"{package}_*.deb"))
-    if not found:
-        raise FileNotFoundError(f"no {package}_*.deb in {debs or folder}: download it into there")
-    return found[-1]
-
-
-def _unpack(deb: Path, paths: Sequence[str], cache: Path) -> None:
-    """Copy `paths` out of a .deb, which is an `ar` archive that holds a tar archive."""
-    content = deb.read_bytes()
-    place = 8
-    while place < len(content):
-        name = content[place : place + 16].decode().strip(" /")
-        size = int(content[place + 48 : place + 58])
-        if name.startswith("data.tar"):
-            break
-        place += 60 + size + size % 2
-    else:
-        raise OSError(f"{deb} is not a Debian package")
-    wanted = {f"./{path}": path for path in paths}
-    with tarfile.open(fileobj=io.BytesIO(content[place + 60 : place + 60 + size])) as archive:
-        for member in archive:
-            if member.name in wanted and (source := archive.extractfile(member)):
-                target = cache / wanted[member.name]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(target) as part:
-                    part.write_bytes(source.read())
 
 
 def main() -> None:

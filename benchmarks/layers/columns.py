@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harmonic_lowering import HarmonicConv2d, LogHarmonicConv2d
+from harmonic_lowering import HarmonicConv2d, LogHarmonicConv2d, UpwardTapsWarning
 
 from .settings import Setting
 
@@ -30,6 +31,10 @@ COLUMNS = {
     "deform_conv2d": "torchvision's, with offsets that make it read where the taps read",
 }
 _ENGINES = ("auto", "native", "blocked", "lowering")
+
+
+# The paper's settings look upwards, whatever that is good for.
+warnings.filterwarnings("ignore", category=UpwardTapsWarning)
 
 
 def build(column: str, setting: Setting) -> nn.Module:

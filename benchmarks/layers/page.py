@@ -28,6 +28,7 @@ CHARTS = {"harmonic": ("auto", "C0"), "log": ("log", "C2")}
 LABELS = {
     "auto": "HarmonicConv2d",
     "log": "LogHarmonicConv2d",
+    "triton": "HarmonicConv2d, Triton",
     "stacking": "the paper's method in stock operations",
     "conv2d": "Conv2d",
     "deform_conv2d": "deform_conv2d",
@@ -89,11 +90,11 @@ def write_page(rows: Sequence[LayerRow], page: Path, table: str = "benchmarks.cs
         columns="\n".join(f"| `{c}` | {what} |" for c, what in COLUMNS.items() if c in measured),
     )
     text += "## Summary\n\n" + _summary(settings) + _losses(rows)
-    charts = {f"bench-{name}.png": _bars(settings, *what) for name, what in CHARTS.items()}
-    text += "## One step, forward and backward\n\n" + _show(charts, images)
+    charts = {f"bench-{name}.png": bars(settings, *what) for name, what in CHARTS.items()}
+    text += "## One step, forward and backward\n\n" + show(charts, images)
     text += "".join(_settings(settings)) + _small_parts(rows)
     series = {"bench-series.png": _curves([r for r in rows if r.part == "series"])}
-    text += "## How the time grows\n\n" + _show(series, images) + _published(settings)
+    text += "## How the time grows\n\n" + show(series, images) + _published(settings)
     with replacing(page) as part:
         part.write_text(text.rstrip() + "\n", encoding="utf-8")
 
@@ -291,7 +292,7 @@ def _published(rows: Sequence[LayerRow]) -> str:
 # -------------------------------------------------------------------- charts
 
 
-def _show(charts: dict[str, Figure | None], images: Path) -> str:
+def show(charts: dict[str, Figure | None], images: Path) -> str:
     """Save the charts and return the Markdown that shows them."""
     text = ""
     for name, figure in charts.items():
@@ -302,7 +303,7 @@ def _show(charts: dict[str, Figure | None], images: Path) -> str:
     return text or "Not measured in this run.\n\n"
 
 
-def _bars(rows: Sequence[LayerRow], layer: str, color: str) -> Figure | None:
+def bars(rows: Sequence[LayerRow], layer: str, color: str) -> Figure | None:
     """Draw one of the original's charts: a layer beside its peers, forward and backward stacked."""
     dtype, form = next(((r.dtype, r.memory_format) for r in rows), ("", ""))
     rows = [r for r in rows if (r.dtype, r.memory_format) == (dtype, form)]

@@ -4,8 +4,10 @@ Kernel rows sample the harmonics of a pitch, at multiples of its frequency, inst
 bins.
 """
 
+from .constant_q import CQT, VQT
 from .functional import (
     DeadTapWarning,
+    UpwardTapsWarning,
     frequency_tap_conv2d,
     harmonic_conv2d,
     harmonic_lowering,
@@ -24,6 +26,8 @@ from .replace import replace_conv2d
 from .taps import FrequencyTaps, origin_after_pooling
 
 __all__ = [
+    "CQT",
+    "VQT",
     "DeadTapWarning",
     "FrequencyTapConv2d",
     "FrequencyTaps",
@@ -31,6 +35,7 @@ __all__ = [
     "HarmonicLowering",
     "LogHarmonicConv2d",
     "LogHarmonicLowering",
+    "UpwardTapsWarning",
     "frequency_tap_conv2d",
     "harmonic_conv2d",
     "harmonic_lowering",

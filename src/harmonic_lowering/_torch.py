@@ -5,6 +5,8 @@ Private names move between releases of torch: each is used here and nowhere else
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.util
 import itertools
 import operator
 import sys
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache, wraps
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.library import Library
 
 __all__ = [
+    "allows_tf32_in_convolutions",
     "compile_time_constant",
     "constant_object",
     "fx_call",
@@ -43,6 +46,7 @@ __all__ = [
     "mixes_fake_tensors",
     "obeys_operators",
     "register_autograd",
+    "register_flop_formula",
     "replicated_beside",
 ]
 
@@ -282,6 +286,15 @@ def has_matrix_units() -> bool:
     return probe is not None and bool(probe())
 
 
+def allows_tf32_in_convolutions() -> bool:
+    """Whether torch's switches let convolutions of float32 multiply in TF32."""
+    switches = getattr(torch.backends.cudnn, "conv", None)
+    precision = getattr(switches, "fp32_precision", None)  # torch 2.9 and newer
+    if precision is None:
+        return bool(torch.backends.cudnn.allow_tf32)
+    return bool(precision == "tf32")
+
+
 def register_autograd(
     library: Library,
     operator: OpOverload,
@@ -321,3 +334,41 @@ def register_autograd(
 
     name = operator._schema.name.partition("::")[2]
     library.impl(name, differentiable, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
+
+
+_FLOP_COUNTER = "torch.utils.flop_counter"
+
+
+def register_flop_formula(operator: Any, formula: Callable[..., int]) -> None:
+    """Have `FlopCounterMode` count an operator.
+
+    Importing its module imports Triton, where that is installed, which takes longer than all of
+    this package. So this waits until somebody imports it.
+    """
+    if _FLOP_COUNTER in sys.modules:
+        sys.modules[_FLOP_COUNTER].register_flop_formula(operator)(formula)
+        return
+    if not any(isinstance(finder, _FlopCounterFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _FlopCounterFinder())
+    _FlopCounterFinder.waiting.append((operator, formula))
+
+
+class _FlopCounterFinder(importlib.abc.MetaPathFinder):
+    waiting: ClassVar[list[tuple[Any, Callable[..., int]]]] = []
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name != _FLOP_COUNTER:
+            return None
+        sys.meta_path.remove(self)  # so that what is found is the module itself
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: Any) -> None:
+            execute(module)
+            for counted, formula in self.waiting:
+                module.register_flop_formula(counted)(formula)
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec

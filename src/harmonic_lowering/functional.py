@@ -37,6 +37,7 @@ from .taps import FrequencyTaps, Interpolation, harmonic_taps, log_harmonic_taps
 
 __all__ = [
     "DeadTapWarning",
+    "UpwardTapsWarning",
     "frequency_tap_conv2d",
     "harmonic_conv2d",
     "harmonic_lowering",
@@ -47,6 +48,14 @@ __all__ = [
 
 class DeadTapWarning(UserWarning):
     """A kernel row reads nothing at any bin but 0 Hz, so its weights have nothing to learn."""
+
+
+class UpwardTapsWarning(UserWarning):
+    """A layer that trains reads at its output bin and above, where pitch is not told apart.
+
+    Given once, for a layer whose taps were left at the default. Naming them in ``harmonics=`` says
+    that they are meant.
+    """
 
 
 def frequency_tap_conv2d(
@@ -90,7 +99,7 @@ def frequency_tap_conv2d(
         As in `conv2d`.
     taps : FrequencyTaps
         Where the kernel's rows read.
-    engine : {"auto", "native", "blocked", "lowering", "reference"}
+    engine : {"auto", "native", "triton", "blocked", "lowering", "reference"}
         How to compute it; see `harmonic_lowering.engines`. All give the same result.
 
     Returns
@@ -543,6 +552,24 @@ def _warn_once_of_dead_taps(
             DeadTapWarning,
             stacklevel=_stacklevel_of_the_caller(),
         )
+
+
+def hint_at_upward_taps() -> None:
+    """Warn once of a layer that trains with all its taps at the bin or above it."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        _hint_once_at_upward_taps()
+
+
+@lru_cache(maxsize=1)  # which is what makes it warn once
+def _hint_once_at_upward_taps() -> None:
+    warnings.warn(
+        "with anchor=1 every kernel row reads its output bin or above, so a bin cannot tell a "
+        "pitch from a harmonic of a lower one. Sub-harmonics are essential for pitch: give "
+        "harmonics=(1/3, 1/2, 1, 2, 3) or a larger anchor, and alternate with 3x3 layers. If these "
+        "taps are meant, name them: harmonics=(1, 2, 3). This is said once.",
+        UpwardTapsWarning,
+        stacklevel=_stacklevel_of_the_caller(),
+    )
 
 
 def _reads_0_hz_at_most(taps: FrequencyTaps, tap: int, n_bins: int) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import engines
 from .checks import IntPair, Ratio, as_anchors, as_pair, as_sequence, check_freq_dim, check_layer
 from .engines import Geometry, geometry_of
-from .functional import convolve, lower, mix_anchors
+from .functional import convolve, hint_at_upward_taps, lower, mix_anchors
 from .taps import FrequencyTaps, Interpolation, harmonic_taps, log_harmonic_taps
 
 __all__ = [
@@ -245,6 +245,8 @@ class _AnchoredConv2d(FrequencyTapConv2d):
         is_mixture = isinstance(anchor, Sequence)
         choices["anchor"] = anchors if is_mixture else anchors[0]
         self.__dict__.update(kernel_size=kernel_size, **choices)
+        named = choices.get("harmonics") is not None or choices.get("shifts") is not None
+        self._looks_up_by_default = anchors == (1,) and len(taps) > 1 and not named
         # w_n of Σ_n w_n·(X ∗_n K_n). It starts at 1: the initialisation of the weight has already
         # counted the rows of all anchors.
         mixture = torch.ones(len(anchors), device=self.weight.device, dtype=self.weight.dtype)
@@ -252,6 +254,7 @@ class _AnchoredConv2d(FrequencyTapConv2d):
 
     anchor: int | tuple[int, ...]
     anchor_weight: nn.Parameter | None
+    _looks_up_by_default: bool = False
 
     def reset_parameters(self) -> None:
         """Initialise as `Conv2d` does, and the weights of the anchors with 1."""
@@ -262,6 +265,8 @@ class _AnchoredConv2d(FrequencyTapConv2d):
             nn.init.ones_(anchor_weight)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._looks_up_by_default and self.training:
+            hint_at_upward_taps()
         if self.anchor_weight is not None:
             if self.freq_dim == -1:  # the rows of its kernel are columns
                 weight = weight.transpose(-1, -2)
@@ -301,9 +306,9 @@ class HarmonicConv2d(_AnchoredConv2d):
     anchor : int >= 1 or sequence of int >= 1
         Which harmonic the output bin is. Anchor 1 looks upwards only and sees nothing in the
         upper part of the spectrum but the bin itself; ``anchor=K`` looks downwards only; values
-        between, or ``harmonics=``, look both ways. A sequence of N anchors mixes them with learnt
-        weights, Σ_n w_n·(X ∗_n K_n): the weight has N·K rows, anchor after anchor, and the w_n
-        are the parameter `anchor_weight`.
+        between, or ``harmonics=``, look both ways, which networks that find pitch need (see Notes).
+        A sequence of N anchors mixes them with learnt weights, Σ_n w_n·(X ∗_n K_n): the weight has
+        N·K rows, anchor after anchor, and the w_n are the parameter `anchor_weight`.
     harmonics : sequence of float or Fraction > 0, optional
         The ratio that each kernel row reads at, instead of k / `anchor`: ``(1/3, 1/2, 1, 2, 3)``.
     origin : float or Fraction
@@ -315,7 +320,7 @@ class HarmonicConv2d(_AnchoredConv2d):
         Which axis of the input is frequency: -2 for (batch, channel, freq, time), -1 for (batch,
         channel, time, freq). Pairs and the weight are in the order of the input's axes, as
         Conv2d's, so with -1 ``kernel_size=(K_t, K)`` and ``padding=(int, 0)``.
-    engine : {"auto", "native", "blocked", "lowering", "reference"}
+    engine : {"auto", "native", "triton", "blocked", "lowering", "reference"}
         How to compute it. All give the same result; `engine_for` tells which one is used.
 
     Attributes
@@ -334,8 +339,18 @@ class HarmonicConv2d(_AnchoredConv2d):
     TypeError
         At the call, if the input is not floating-point.
 
+    Warns
+    -----
+    UpwardTapsWarning
+        Once, when a layer of ``anchor=1`` trains and `harmonics` was left out.
+
     Notes
     -----
+    Taps for pitch: read sub-harmonics as well as harmonics, ``harmonics=(1/3, 1/2, 1, 2, 3, 4)``,
+    and alternate with 3×3 `Conv2d` layers. A bin that reads nothing below itself cannot tell a
+    pitch from a harmonic of a lower one: in polyphonic music networks that look upwards only lose
+    most of what harmonic taps gain (``make bench-learning``).
+
     Input (B, C, F, T) or (C, F, T), output (B, O, ceil(F / stride_f), T') with Conv2d's T'; the
     last two axes the other way round if `freq_dim` is -1.
     Of the multiplications of a `Conv2d` of the same shape the share Σ_k min(1, n/k) / K reads
@@ -456,13 +471,20 @@ class LogHarmonicConv2d(_AnchoredConv2d):
     TypeError
         At the call, if the input is not floating-point.
 
+    Warns
+    -----
+    UpwardTapsWarning
+        Once, when a layer of ``anchor=1`` trains and neither `harmonics` nor `shifts` was given;
+        for which taps to choose see the Notes of `HarmonicConv2d`.
+
     Examples
     --------
-    >>> layer = LogHarmonicConv2d(1, 16, kernel_size=(5, 3), padding="same", bins_per_octave=36)
+    >>> layer = LogHarmonicConv2d(1, 16, kernel_size=(5, 3), padding="same",
+    ...                           harmonics=(1/3, 1/2, 1, 2, 3), bins_per_octave=36)
     >>> layer(torch.randn(1, 1, 264, 100)).shape
     torch.Size([1, 16, 264, 100])
     >>> [layer.taps.describe(row) for row in range(5)]
-    ['f', 'f + 36', 'f + 57.0587', 'f + 72', 'f + 83.5894']
+    ['f - 57.0587', 'f - 36', 'f', 'f + 36', 'f + 57.0587']
     """
 
     _shown: ClassVar[dict[str, Any]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from .optional import import_optional
 from .spectral import Stft
 from .taps import FrequencyTaps
 
-__all__ = ["plot_spectrograms", "plot_taps"]
+__all__ = ["plot_notes", "plot_spectrograms", "plot_taps"]
 
 _QUIET_DBFS = -50.0  # what is nowhere louder is drawn dark
 
@@ -168,6 +168,60 @@ def plot_spectrograms(
     if title:
         figure.suptitle(title, parse_math=False)
     figure.colorbar(image, ax=list(axes), label="level (dBFS)")
+    return figure
+
+
+def plot_notes(
+    level: Tensor,
+    notes: Iterable[tuple[float, float, int]],
+    frame_s: float,
+    *,
+    lowest: int = 21,
+    bins_per_semitone: int = 3,
+    range_db: float = 60.0,
+    title: str = "",
+) -> Any:
+    """Draw notes as a piano roll over a log-frequency spectrogram.
+
+    Parameters
+    ----------
+    level : Tensor [shape=(bins, T)]
+        In dB; the middle bin of the lowest semitone is the pitch `lowest`.
+    notes : iterable of (start, end, pitch)
+        In seconds, and as MIDI numbers.
+    frame_s : float > 0
+        Seconds from frame to frame.
+    lowest, bins_per_semitone : int
+        Of the spectrogram.
+    range_db : float > 0
+        Range of the colours.
+    title : str
+        Stands above, drawn as it is.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Save it with ``figure.savefig(path)``.
+    """
+    bins, frames = level.shape
+    figure = _matplotlib("figure").Figure(figsize=(12, 6), layout="constrained")
+    axis = figure.subplots()
+    top, left, bottom = float(level.max()), -frame_s / 2, lowest - 0.5
+    axis.imshow(
+        level.cpu().numpy(), origin="lower", aspect="auto", cmap="Greys",
+        vmin=top - range_db, vmax=top,
+        extent=(left, left + frames * frame_s, bottom, bottom + bins / bins_per_semitone),
+    )  # fmt: skip
+    rectangle = _matplotlib("patches").Rectangle
+    for start, end, pitch in notes:
+        if start < frames * frame_s:
+            place = (start, pitch - 0.5)
+            axis.add_patch(rectangle(place, end - start, 1, fc="C0", ec="C3", alpha=0.5))
+    octaves = [pitch for pitch in range(24, 121, 12) if bottom < pitch < bottom + bins / 3]
+    axis.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
+    axis.set(xlabel="time (s)", ylabel="pitch", xlim=(0, frames * frame_s), ylim=(bottom, None))
+    if title:
+        axis.set_title(title, parse_math=False)
     return figure
 
 

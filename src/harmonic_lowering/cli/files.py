@@ -66,8 +66,17 @@ class _Source:
     found: bool = False  # in a folder, not named
 
 
-def plan(inputs: Sequence[str], output: str | None, noise_out: str | None, *, plot: bool) -> Plan:
+def plan(
+    inputs: Sequence[str],
+    output: str | None,
+    noise_out: str | None = None,
+    *,
+    plot: bool,
+    result: str | None = None,
+) -> Plan:
     """Name all outputs, and refuse before any work what would lose a file.
+
+    Outputs are sound files, or all of the suffix `result`.
 
     Raises
     ------
@@ -80,7 +89,7 @@ def plan(inputs: Sequence[str], output: str | None, noise_out: str | None, *, pl
         raise ValueError("- (standard input) cannot be mixed with other inputs")
     jobs = []
     for source in sources:
-        target = _named("--output", output, source, len(sources))
+        target = _named("--output", output, source, len(sources), result)
         noise = None
         if noise_out is not None:
             noise = _named("--noise-out", noise_out, source, len(sources))
@@ -152,18 +161,20 @@ def _walk(folder: Path, unreadable: list[OSError]) -> Iterator[Path]:
                 yield path
 
 
-def _named(option: str, pattern: str | None, source: _Source, count: int) -> Place:
+def _named(
+    option: str, pattern: str | None, source: _Source, count: int, result: str | None = None
+) -> Place:
     """Give the path that `pattern`, a file, folder or template, means for a recording."""
     path = source.path
     # A type that can be read with ffmpeg's help only cannot be written; WAV holds everything.
     extension = path.suffix.lstrip(".")
     kept = extension.lower() in FILE_TYPES
-    suffix = path.suffix if kept else ".wav"
+    suffix = result or (path.suffix if kept else ".wav")
     stem = "stdin" if path == PIPE else path.stem
     # So that talk.mp4 and talk.wav, denoised one after the other, do not meet in one name.
     label = stem if kept or not extension or path == PIPE else path.name
     if pattern is None:
-        return PIPE if path == PIPE else path.with_name(_fitting(label, _MADE + suffix))
+        return PIPE if path == PIPE else path.with_name(_fitting(label, (result or _MADE + suffix)))
     if pattern == "-":
         if count > 1:
             raise ValueError(f"{option} -: a pipe takes one recording, got {count}")
@@ -186,7 +197,7 @@ def _named(option: str, pattern: str | None, source: _Source, count: int) -> Pla
     elif not pattern or pattern.endswith(os.sep) or not whole.suffix:
         raise ValueError(
             f"{option} {pattern}: no such folder; make it first (mkdir -p {pattern}), or name a "
-            "file with its type, as .wav"
+            f"file with its type, as {result or '.wav'}"
         )
     else:
         named = whole
@@ -196,10 +207,11 @@ def _named(option: str, pattern: str | None, source: _Source, count: int) -> Pla
             f"{option} {pattern}: there is no folder {named.parent}; make it first "
             f"(mkdir -p {named.parent})"
         )
-    if named.suffix.lower().lstrip(".") not in FILE_TYPES:
+    types = (result.lstrip("."),) if result else FILE_TYPES
+    if named.suffix.lower().lstrip(".") not in types:
         raise ValueError(
             f"{option} {named}: cannot write the file type '{named.suffix}'; name it one of "
-            f"{', '.join(FILE_TYPES)}"
+            f"{', '.join(types)}"
         )
     if len(os.fsencode(named.name)) > _LONGEST_NAME:
         raise ValueError(

@@ -91,6 +91,7 @@ def report() -> dict[str, Any]:
         "engines": {name: engines.unsupported_reason(name) for name in engines.ENGINES},
         "native_core": _native_core(),
         "accelerators": _accelerators(),
+        "triton_by_auto": _triton_by_auto(),
         "packages": {name: _package(name) for name in _PACKAGES},
         "programs": {"ffmpeg": _program("ffmpeg", "-version"), "c++": _compiler()},
     }
@@ -140,6 +141,15 @@ def _accelerators() -> list[str]:
         f"{accelerator.type}:{index}" + (f" {name_of(index)}" if name_of else "")
         for index in range(torch.accelerator.device_count())
     ]
+
+
+def _triton_by_auto() -> str | None:
+    """Return whether ``engine="auto"`` uses Triton's kernels on the accelerator, or why not."""
+    if not torch.accelerator.is_available():
+        return None
+    sample = torch.empty(0, device=torch.accelerator.current_accelerator())
+    reason = engines.ENGINES["triton"].auto_reason(sample)  # type: ignore[attr-defined]
+    return f"no: {reason}" if reason else "yes"
 
 
 def _package(name: str) -> str | None:
@@ -219,6 +229,8 @@ def _text(found: dict[str, Any]) -> Iterator[str]:
     yield "engines"
     for name, reason in found["engines"].items():
         yield f"  {name:12}" + (f"cannot run: {reason}" if reason else "can run")
+    if found["triton_by_auto"]:
+        yield f"  on the accelerator 'auto' uses triton: {found['triton_by_auto']}"
     core = found["native_core"]
     details = [core.get(key, "") for key in ("origin", "instruction_set", "threads")]
     yield "native core   " + ", ".join(filter(None, [core["path"] or "none", *details]))
@@ -264,7 +276,9 @@ def time_layers(seconds: float = 8.0) -> Iterator[Timing]:
     shapes = ((3, 1), (3, 3), (5, 1), (7, 1))
     input = torch.randn(_BATCH, _CHANNELS[0], _SIZE, _SIZE, requires_grad=True)
     for kernel, anchor in shapes:
-        ours = HarmonicConv2d(*_CHANNELS, kernel, padding=kernel // 2, anchor=anchor)
+        ours = HarmonicConv2d(
+            *_CHANNELS, kernel, padding=kernel // 2, anchor=anchor
+        ).eval()  # no hint
         plain = torch.nn.Conv2d(*_CHANNELS, kernel, padding=kernel // 2)
         times: dict[torch.nn.Module, list[float]] = {ours: [], plain: []}
         for layer in times:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import cast
 
 from .. import __version__
-from . import build_native, denoise, info
+from . import build_native, denoise, info, transcribe
 from .status import INTERRUPTED, Parser
 
 _TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     denoise.add_parser(subparsers)
+    transcribe.add_parser(subparsers)
     build_native.add_parser(subparsers)
     info.add_parser(subparsers)
     return parser

@@ -85,7 +85,7 @@ class Report:
         elif outcome.status in ("done", "interrupted") and outcome.job.target != PIPE:
             self._out(str(outcome.target))
 
-    def summary(self) -> None:
+    def summary(self, done: str = "denoised") -> None:
         """One line about all of them, if there are several; in a long list also what failed."""
         if self.count < 2:
             return
@@ -95,7 +95,7 @@ class Report:
             status: sum(outcome.status == status for outcome in self.outcomes)
             for status in ("done", "skipped", "interrupted", "failed")
         }
-        words = {"done": "denoised", "skipped": "skipped", "interrupted": "interrupted"}
+        words = {"done": done, "skipped": "skipped", "interrupted": "interrupted"}
         parts = [f"{number[status]} {word}" for status, word in words.items() if number[status]]
         if number["failed"]:
             parts.append(f"{number['failed']} of {self.count} recordings failed")

@@ -15,7 +15,7 @@ import time
 import torch
 from torch import Tensor
 
-from .estimator import Estimate, Report, Settings
+from .estimator import Estimate, Report, Settings, losses_wait
 from .network import SpectrogramUNet
 from .noise_sample import NoiseSample
 
@@ -72,7 +72,7 @@ def _fit_spectrum(
         network = network.to(settings.device)
         source = torch.randn(1, _NOISE_CHANNELS, *spectrum.shape[1:]).to(settings.device)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
-    ended = ""
+    ended, last_loss, wait = "", 0.0, losses_wait(settings.device)
     for step in range(1, settings.steps + 1):
         with torch.enable_grad():
             output = network(source)
@@ -84,7 +84,9 @@ def _fit_spectrum(
             ended = "time"
         elif step == settings.steps:
             ended = "steps"
-        if report(step, float(loss.detach()), ended) or ended:
+        if ended or step % wait == 0 or step == 1:
+            last_loss = float(loss.detach())
+        if report(step, last_loss, ended) or ended:
             break
     with torch.no_grad():
         fitted = (network(source)[0].cpu() * scale).to(spectrum.real)

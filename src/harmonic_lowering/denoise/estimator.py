@@ -6,16 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from ..spectral import Stft
 from .noise_sample import NoiseSample
 
-__all__ = ["Estimate", "Estimator", "Report", "Settings"]
+__all__ = ["Estimate", "Estimator", "Report", "Settings", "losses_wait"]
 
 # report(step, loss, ended) is called after each step, `ended` being why it is the last, or empty.
 # The fit ends at once when it returns true.
 Report: TypeAlias = Callable[[int, float, str], bool]
+
+
+_LOSSES_WAIT = 20  # steps: an accelerator is not waited for more often
+
+
+def losses_wait(device: str) -> int:
+    """Return after how many steps losses are read: reading one waits for the device to finish."""
+    return 1 if torch.device(device).type == "cpu" else _LOSSES_WAIT
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .estimator import Report, Settings
+from .estimator import Report, Settings, losses_wait
 from .likelihood import SNR_DB, log_likelihood
 from .network import SpectrogramUNet
 
@@ -66,6 +66,7 @@ def fit_weights(
 
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
     losses: list[float] = []
+    unread: list[Tensor] = []
     last_sweep = _FORWARD / _LAST_MASKED_SHARE * frames / crop  # takes as long as so many steps
     step, position, ended = 0, 0.0, "steps"
     while position < 1:
@@ -75,7 +76,7 @@ def fit_weights(
         first = round(step * _GOLDEN % 1 * (frames - crop))
         target = ratio[:, first : first + crop].flatten()
         order = torch.randperm(len(target), generator=random)
-        masked = order[: max(1, round(_MASKED_SHARE * len(target)))].to(device)
+        masked = _sent(order[: max(1, round(_MASKED_SHARE * len(target)))], device)
         with torch.enable_grad():
             likelihood = predict(first, first + crop, masked) + log_likelihood(target[masked])
             loss = -likelihood.logsumexp(1).mean()
@@ -84,7 +85,10 @@ def fit_weights(
         optimiser.step()
         # Without the part that depends only on which bins are masked, which halves the spread
         # from step to step.
-        losses.append(float(loss.detach() - 1 - target[masked].clamp_min(1e-6).log().mean()))
+        unread.append(loss.detach() - 1 - target[masked].clamp_min(1e-6).log().mean())
+        if step == 1 or len(unread) >= losses_wait(device):
+            losses += torch.stack(unread).tolist()
+            unread.clear()
         # The learning rate falls along the schedule, whose end is nearer when time is short.
         if settings.early_stop and ended == "steps" and _has_plateaued(losses):
             ended = "plateau"
@@ -96,6 +100,8 @@ def fit_weights(
                 stride, ended = (1 - position) / left, "time"
         # Sums of 1/steps miss 1 by rounding errors.
         position = 1.0 if position + stride > 1 - 1e-9 else position + stride
+        if position == 1 and unread:
+            losses += torch.stack(unread).tolist()
         if report(step, losses[-1], ended if position == 1 else ""):
             break
     scores = ratio.new_empty(ratio.numel(), len(SNR_DB))
@@ -104,6 +110,13 @@ def fit_weights(
         for masked in torch.split(order, max(1, round(_LAST_MASKED_SHARE * len(scores)))):
             scores[masked] = predict(0, frames, masked)
     return (_WEIGHT_EXPONENT * scores).softmax(1).view(bins, frames, -1).cpu()
+
+
+def _sent(indices: Tensor, device: str) -> Tensor:
+    """Move indices to a device; a card is not waited for, which memory that is pinned allows."""
+    if torch.device(device).type == "cuda":
+        indices = indices.pin_memory()
+    return indices.to(device, non_blocking=True)
 
 
 def _has_plateaued(losses: list[float]) -> bool:

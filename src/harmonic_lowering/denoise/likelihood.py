@@ -91,4 +91,7 @@ def shrinkage_risk(power: Tensor, noise: Tensor) -> float:
 
 
 def _snr(like: Tensor) -> Tensor:
-    return 10 ** (torch.tensor(SNR_DB, dtype=like.dtype, device=like.device) / 10)
+    # Made on the device: a list of numbers would be sent there at every step.
+    step = SNR_DB[1] - SNR_DB[0]
+    grid = torch.arange(SNR_DB[0], SNR_DB[-1] + 1, step, dtype=like.dtype, device=like.device)
+    return 10 ** (grid / 10)

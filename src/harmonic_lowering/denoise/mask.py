@@ -12,7 +12,6 @@ context gives the same result as the whole.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..optional import import_optional
 from ..spectral import Stft
+from ..weights import WeightsError, read_weights, write_weights
 from .mask_network import (
     LOCAL,
     NOISE_FRAMES,
@@ -44,10 +43,6 @@ _WINDOW_S = 0.064
 _OPENS_DB, _OPEN_DB = 20.0, 35.0  # estimated SNR from which the mask opens, and is open
 _OPENING = 31  # frames on each side of a local mean, taken twice, for that SNR
 _BLOCK = 2048  # frames filtered at a time, about half a minute
-
-
-class WeightsError(RuntimeError):
-    """The weights of the mask are missing, damaged or of another version."""
 
 
 @dataclass(frozen=True)
@@ -99,27 +94,8 @@ class LearntMask:
         ImportError
             If safetensors is not installed.
         """
-        safetensors = import_optional("safetensors", "the learnt mask", "harmonic-lowering[audio]")
         file = WEIGHTS if path is None else Path(path)
-        try:
-            with safetensors.safe_open(file, "pt") as opened:
-                metadata = opened.metadata() or {}
-                state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except FileNotFoundError as error:
-            raise WeightsError(
-                f"the weights of the learnt mask are not at {file}: reinstall harmonic-lowering, "
-                "or train them with 'python -m research.mask.train'"
-            ) from error
-        except (OSError, safetensors.SafetensorError) as error:
-            raise WeightsError(
-                f"the weights of the learnt mask in {file} cannot be read ({error}): "
-                "reinstall harmonic-lowering"
-            ) from error
-        if metadata.get("sha256") != _digest(state):
-            raise WeightsError(
-                f"the weights of the learnt mask in {file} are damaged (their SHA-256 is not the "
-                "one that was written with them): reinstall harmonic-lowering"
-            )
+        state, metadata = read_weights(file, "the learnt mask", "python -m research.mask.train")
         try:
             widths = [int(width) for width in metadata["widths"].split(",")]
             network = MaskNetwork(widths, metadata["layer"], normalised=False)
@@ -133,21 +109,13 @@ class LearntMask:
 
     def save(self, path: str | Path, metadata: Mapping[str, str]) -> None:
         """Write the weights, with what is needed to build the network and to trust the file."""
-        save_file = import_optional(
-            "safetensors.torch", "saving the mask", "harmonic-lowering[audio]"
-        ).save_file
         network = self.network.folded() if self.network.normalised else self.network
-        state = {name: value.contiguous() for name, value in network.state_dict().items()}
         described = {
             **metadata,
             "layer": network.layer,
             "widths": ",".join(map(str, network.widths)),
-            "sha256": _digest(state),
         }
-        beside = Path(path).with_suffix(".part")
-        save_file(state, beside, described)
-        beside.chmod(0o644)  # it is made for its owner alone
-        beside.replace(path)
+        write_weights(path, network.state_dict(), described)
 
     @staticmethod
     def transform(sample_rate: int) -> Stft:
@@ -259,15 +227,6 @@ class LearntMask:
         spectrum = transform(noisy / scale)
         gain = self.estimate(spectrum.abs().square().mean(0).float()).gain
         return transform.inverse(spectrum * gain, noisy.shape[1]) * scale
-
-
-def _digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of all numbers, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _to_rows(noise: Tensor, rows: int, frames: int) -> Tensor:

@@ -24,6 +24,7 @@ from . import blocked, lowering, reference
 from .fallback import is_plain_call, stock_reason
 from .geometry import Geometry, geometry_of
 from .native import engine as native
+from .triton import engine as triton
 
 __all__ = [
     "ENGINES",
@@ -60,6 +61,7 @@ ENGINES: dict[str, Engine] = {
     "lowering": lowering,
     "blocked": blocked,
     "native": native,
+    "triton": triton,
 }
 
 # Up to this a lowered tensor costs less than dividing the work. On a CPU that is what its allocator
@@ -91,9 +93,9 @@ def choose(
 ) -> Choice:
     """Return the engine that a call with ``engine=engine`` and these tensors uses, and why.
 
-    The rule of ``engine="auto"``: the native core where it can run; else slabs where the lowered
-    tensor is large; else the lowered tensor. What is large depends on whether the call is part of
-    training, and on how many rows are dead.
+    The rule of ``engine="auto"``: the native core where it can run; the Triton kernels on cards on
+    which they were measured; else slabs where the lowered tensor is large; else the lowered tensor.
+    What is large depends on whether the call is part of training, and on how many rows are dead.
     """
     check_name(engine)
     if engine != "auto":
@@ -108,6 +110,10 @@ def choose(
         reason = "torch's own convolutions use this processor's matrix units for half types"
     if reason is None:
         return Choice("native", "the native core can run this call")
+    if input.device.type != "cpu":
+        reason = triton.auto_reason(*tensors)
+        if reason is None:
+            return Choice("triton", "it was measured to be the fastest on cards like this one")
     if not_blocked := blocked.unsupported_reason(*tensors):
         return Choice("lowering", f"{reason}; as for the engine 'blocked', {not_blocked}")
     lowered = input.numel() * weight.shape[2] * input.element_size()
@@ -134,4 +140,6 @@ def engine_of_a_call(
     is_ordinary = is_plain_call(*tensors) and not _torch.may_be_autocasting()
     if name == "native" and is_ordinary and native.unsupported_reason(*tensors) is None:
         return native.convolve_plain
+    if name == "triton" and engine == "auto":
+        return triton.convolve_or_stock
     return ENGINES[name].convolve

@@ -29,10 +29,12 @@ from .plans import cached_on_device
 
 __all__ = ["convolve", "unsupported_reason"]
 
-# What the slabs of one step may take. A CPU's cache holds a few MB; an accelerator wants much work
-# at a time and has the memory for it.
+# What the slabs of one step may take. A CPU's cache holds a few MB. On an accelerator a step is
+# dozens of launches, which cost more than memory: a slab is several times its cache, at most 256 MB
+# (not measured yet).
 SLAB_BYTES = {"cpu": 8 << 20}
-SLAB_BYTES_ELSEWHERE = 256 << 20
+CACHES_A_SLAB = 8
+LARGEST_SLAB_BYTES = 256 << 20
 # A band of its own for less than this share of the rows costs more calls than it saves work.
 SMALLEST_BAND = 1 / 24
 
@@ -105,11 +107,19 @@ class _Convolution(torch.autograd.Function):
 
 def _steps(input: Tensor, weight: Tensor) -> Iterator[slice]:
     """Divide the batch so that what all taps read of one part fits the cache, if it can."""
-    allowed = SLAB_BYTES.get(input.device.type, SLAB_BYTES_ELSEWHERE)
+    allowed = SLAB_BYTES.get(input.device.type) or _slab_bytes(input.device)
     one = input[0].numel() * input.element_size() * weight.shape[2]
     items = max(1, allowed // one)
     for start in range(0, input.shape[0], items):
         yield slice(start, min(start + items, input.shape[0]))
+
+
+@lru_cache
+def _slab_bytes(device: torch.device) -> int:
+    """Return what the slabs of one step may take on an accelerator."""
+    properties_of = getattr(torch.get_device_module(device), "get_device_properties", None)
+    cache = getattr(properties_of(device), "L2_cache_size", 0) if properties_of else 0
+    return min(CACHES_A_SLAB * cache, LARGEST_SLAB_BYTES) or LARGEST_SLAB_BYTES
 
 
 def _slab(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

@@ -13,25 +13,26 @@ on an object of Python nor on the number of bins.
 torch's caches of compiled graphs outlive a version of this package. So an operator whose arguments
 or derivatives change gets another name.
 
-Where the core cannot run (an exported program on another machine), an operator computes the same
-with stock operations.
+The kernels are the native core's on the CPU and Triton's on NVIDIA cards. Where neither can run (an
+exported program on another machine), an operator computes the same with stock operations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.library import Library, register_fake, register_vmap
-from torch.utils.flop_counter import register_flop_formula
 
-from ..._torch import register_autograd
+from ..._torch import register_autograd, register_flop_formula
 from ...taps import FrequencyTaps
 from .. import lowering
 from ..geometry import Geometry
 from ..lowering import memory_format
+from ..triton import core as triton_core
 from . import core
 
 __all__ = ["gradients", "tap_conv2d"]
@@ -81,8 +82,9 @@ _geometry = Geometry.from_operator_arguments
 def _output(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     geometry = _geometry(*arguments)
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    if _runs_in_the_core(*tensors):
-        return core.output(input, weight, bias, geometry)
+    for kernels in _kernels_for(*tensors):
+        with suppress(triton_core.CannotRunError):
+            return kernels.output(input, weight, bias, geometry)  # type: ignore[no-any-return]
     return lowering.convolve(input, weight, bias, geometry)
 
 
@@ -90,10 +92,11 @@ def _input_grad(grad: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
     *given, n_bins, n_frames = arguments
     geometry = _geometry(*given)
     shape = _input_shape(grad, weight, geometry, n_bins, n_frames)
-    if _runs_in_the_core(grad, weight):
+    for kernels in _kernels_for(grad, weight):
         result = core.empty(shape, grad, memory_format(grad, weight))
-        core.input_grad(grad, weight, geometry, result)
-        return result
+        with suppress(triton_core.CannotRunError):
+            kernels.input_grad(grad, weight, geometry, result)
+            return result
     result = lowering.input_grad(grad, weight, geometry, shape)
     return result.contiguous(memory_format=memory_format(grad, weight))
 
@@ -102,17 +105,22 @@ def _weight_grad(input: Tensor, grad: Tensor, *arguments: Any) -> tuple[Tensor, 
     *given, _, bias = arguments
     geometry = _geometry(*given)
     of_weight, of_bias = _fake_weight_grad(input, grad, *arguments)
-    if _runs_in_the_core(input, grad):
-        core.weight_grad(input, grad, geometry, of_weight, of_bias if bias else None)
-    else:
-        of_weight.copy_(lowering.weight_grad(input, grad, geometry, tuple(of_weight.shape)))
-        if bias:
-            of_bias.copy_(grad.sum((0, 2, 3)))
+    for kernels in _kernels_for(input, grad):
+        with suppress(triton_core.CannotRunError):
+            kernels.weight_grad(input, grad, geometry, of_weight, of_bias if bias else None)
+            return of_weight, of_bias
+    of_weight.copy_(lowering.weight_grad(input, grad, geometry, tuple(of_weight.shape)))
+    if bias:
+        of_bias.copy_(grad.sum((0, 2, 3)))
     return of_weight, of_bias
 
 
-def _runs_in_the_core(*tensors: Tensor) -> bool:
-    return all(tensor.numel() > 0 for tensor in tensors) and not core.unsupported_reason(*tensors)
+def _kernels_for(*tensors: Tensor) -> Iterator[Any]:
+    """Yield what can compute with these tensors: the native core, Triton's kernels, or nothing."""
+    if all(tensor.numel() > 0 for tensor in tensors):
+        for kernels in (core, triton_core):
+            if not kernels.unsupported_reason(*tensors):
+                yield kernels
 
 
 def _input_shape(
@@ -323,4 +331,4 @@ for _name, _compute, _fake, _backward, _setup, _batched, _count in (
     register_fake(_qualified, _fake, lib=_library)
     register_autograd(_library, getattr(_operators, _name).default, _backward, _setup)
     register_vmap(_qualified, _batched, lib=_library)
-    register_flop_formula(getattr(_operators, _name))(_count)
+    register_flop_formula(getattr(_operators, _name), _count)

@@ -1,0 +1,136 @@
+"""How one figure is measured on a card: time, eager or as a CUDA graph, memory and error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from harmonic_lowering.engines.triton import plan
+
+from ..layers.columns import build
+from ..layers.measure import FORMATS, Trial, synchronise
+from ..layers.peer import deform
+
+__all__ = ["PRECISIONS", "TILES", "CardTrial", "captured", "pass_of", "precision", "repeated"]
+
+# What float32 means, and the dtype of each.
+PRECISIONS = {"bfloat16": "bfloat16", "tf32": "float32", "float32": "float32"}
+# Tiles other than the table's: all kernel columns at once or one after another, and the frames.
+TILES = {
+    f"{'columns' if columns else 'plain'} {frames}": (columns, frames)
+    for columns in (True, False)
+    for frames in (64, 128)
+}
+_SAMPLE_S = 2e-3  # a sample is as many calls as take this long, so that the clock does not matter
+_MOST_CALLS = 200
+
+
+@dataclass(frozen=True)
+class CardTrial(Trial):
+    """A trial whose columns are those of this benchmark."""
+
+    def module(self) -> nn.Module:
+        """Return the column's module on the card."""
+        if self.column == "deform_conv2d":
+            return deform(replace(self, column="conv2d"))  # type: ignore[return-value]
+        name = "auto" if self.column == "triton" or self.column in TILES else self.column
+        module = build(name, self.setting)
+        if self.column in ("triton", "log") or self.column in TILES:
+            module.engine = "triton"  # type: ignore[assignment]
+        module = module.to(self.device, getattr(torch, self.dtype))
+        return module.to(memory_format=FORMATS[self.memory_format])  # type: ignore[call-overload,no-any-return]
+
+
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Let float32 be multiplied in TF32 or not, and let cuDNN choose its fastest algorithm."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32 = matmul.allow_tf32 = name == "tf32"
+    cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+
+
+def pass_of(trial: CardTrial) -> Callable[[], object]:
+    """Return a function that makes one pass and does not wait for it."""
+    module = trial.module()
+    input, grad = trial.tensors()
+    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
+
+    def run() -> None:
+        if grad is None:
+            with torch.no_grad():
+                module(input)
+            return
+        for tensor in (input, *parameters):
+            tensor.grad = None
+        torch.autograd.backward(module(input), grad)
+
+    return with_tiles(run, *TILES[trial.column]) if trial.column in TILES else run
+
+
+def with_tiles(run: Callable[[], object], columns: bool, frames: int) -> Callable[[], object]:
+    """Return `run` with other tiles than the table's."""
+    table = plan.tiles
+
+    def tiles(dtype, precision, channels, out, kernel, span, n_frames, *, moves):  # type: ignore[no-untyped-def]
+        given = table(dtype, precision, channels, out, kernel, span, n_frames, moves=moves)
+        if columns and not moves:
+            return given
+        depth = 16 if dtype == torch.float32 or channels <= 16 else 32
+        if not columns:
+            depth = min(32 if dtype == torch.float32 else 64, plan.power_of_two(channels * kernel))
+        warps = 8 if frames * given.channels * (kernel if columns else 1) > 8192 else 4
+        return plan.Tiles(columns, frames, given.channels, depth, warps, given.num_stages)
+
+    def run_with_them() -> None:
+        plan.tiles = tiles  # type: ignore[assignment]
+        try:
+            run()
+        finally:
+            plan.tiles = table
+
+    return run_with_them
+
+
+def captured(run: Callable[[], object]) -> Callable[[], object]:
+    """Return the replay of a CUDA graph that does what `run` does."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def repeated(run: Callable[[], object], device: str) -> tuple[Callable[[], object], int]:
+    """Return a function of several calls that waits for the last, and how many they are.
+
+    Calls back to back are what training does: launching the next overlaps with running this one.
+    """
+    for _ in range(3):  # compiles, and lets cuDNN choose
+        run()
+    synchronise(device)
+    began = time.perf_counter()
+    run()
+    synchronise(device)
+    calls = min(_MOST_CALLS, max(1, round(_SAMPLE_S / (time.perf_counter() - began))))
+
+    def several() -> None:
+        for _ in range(calls):
+            run()
+        synchronise(device)
+
+    return several, calls

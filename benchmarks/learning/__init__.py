@@ -1,0 +1,1 @@
+"""Where taps at harmonics help a network that learns: polyphonic pitch."""

@@ -1,0 +1,113 @@
+"""Triton kernels as an engine: no lowered tensor, only live rows, and a backward that recomputes.
+
+It differs from the native core's in one thing: kernels are compiled at the first call, and may then
+turn out not to run. Who requested the engine gets an error; `convolve_or_stock`, which is what
+``engine="auto"`` uses, goes on with stock operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import blocked, lowering
+from ..fallback import autocast, double_backward, is_plain_call, stock_reason
+from ..geometry import Geometry
+from ..lowering import memory_format
+from ..native import operators
+from . import core
+from .core import auto_reason, unsupported_reason
+
+__all__ = ["auto_reason", "convolve", "convolve_or_stock", "unsupported_reason"]
+
+
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    *,
+    requested: bool = True,
+) -> Tensor:
+    """Convolve with the Triton kernels; the formula is `engines.reference.convolve`'s.
+
+    What needs stock operations (forward mode, ONNX) falls back to `lowering`; compilers, exporters
+    and transforms take the same kernels through the operators of `native.operators`.
+
+    Raises
+    ------
+    NotImplementedError
+        If the kernels cannot run here, or do not take these tensors.
+    """
+    input, weight, bias = autocast(input, weight, bias)
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    if not is_plain_call(*tensors):
+        if stock_reason(*tensors):
+            return lowering.convolve(input, weight, bias, geometry)
+        return operators.tap_conv2d(input, weight, bias, geometry)
+    if reason := unsupported_reason(*tensors):
+        raise core.CannotRunError(f"engine 'triton' cannot run: {reason}; or use engine='auto'")
+    return _Convolution.apply(input, weight, bias, geometry, requested)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def convolve_or_stock(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+) -> Tensor:
+    """Convolve with the kernels, and with `blocked` if they turn out not to run."""
+    try:
+        return convolve(input, weight, bias, geometry, requested=False)
+    except core.CannotRunError:
+        return blocked.convolve(input, weight, bias, geometry)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        requested: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight, bias)
+        ctx.geometry, ctx.requested = geometry, requested
+        return core.output(input, weight, bias, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias = ctx.saved_tensors
+        geometry, needs = ctx.geometry, ctx.needs_input_grad
+        if torch.is_grad_enabled() or not is_plain_call(grad):
+            return *operators.gradients(geometry, needs, input, weight, grad), None, None
+        try:
+            return *_gradients(geometry, needs, input, weight, bias, grad), None, None
+        except core.CannotRunError:
+            if ctx.requested:
+                raise
+            return *double_backward(geometry, needs, input, weight, bias, grad), None, None
+
+
+def _gradients(
+    geometry: Geometry,
+    needs: Sequence[bool],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients that are needed."""
+    of_input = of_weight = of_bias = None
+    if needs[0]:
+        of_input = torch.empty_like(input, memory_format=memory_format(input))
+        core.input_grad(grad, weight, geometry, of_input)
+    if needs[1]:
+        of_weight = torch.empty_like(weight)
+        of_bias = torch.empty_like(bias) if needs[2] and bias is not None else None
+        core.weight_grad(input, grad, geometry, of_weight, of_bias)
+    elif needs[2]:
+        of_bias = grad.sum((0, 2, 3))
+    return of_input, of_weight, of_bias

@@ -1,0 +1,109 @@
+"""The benchmark for cards, without one: its order, its rows, its page and its report."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.gpu import measure, run
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.measure import TILES, CardTrial
+from benchmarks.gpu.run import BOTH, COLUMNS, Options, cells
+from benchmarks.layers.rows import read_csv
+from benchmarks.layers.settings import SETTINGS, toy
+from harmonic_lowering.engines.triton import core, plan
+
+pytestmark = pytest.mark.filterwarnings("ignore::harmonic_lowering.DeadTapWarning")
+
+
+def test_the_most_useful_comes_first_and_all_comes():
+    todo = cells(Options())
+    first = todo[:16]
+    assert {cell.setting.name for cell in first} == {"1", "3", "3a", "9"}
+    assert {cell.precision for cell in first} == {"bfloat16", "tf32"}
+    assert all({"conv2d", "triton", "auto", "stacking"} <= set(cell.columns) for cell in first)
+    eager = {
+        (c.setting.name, c.precision, c.memory_format, c.direction, column)
+        for c in todo
+        for column in c.columns
+        if c.mode == "eager"
+    }
+    for name in SETTINGS:
+        for kind in ("bfloat16", "tf32", "float32"):
+            for form in ("contiguous", "channels_last"):
+                for direction in ("forward", BOTH):
+                    for column in ("conv2d", "triton", "auto", "stacking", "log"):
+                        assert (name, kind, form, direction, column) in eager
+    assert {column for *_, column in eager} == set(COLUMNS)
+    assert {c.setting.name for c in todo if c.mode == "graph"} == set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", TILES)
+def test_other_tiles_are_used_for_one_column_only(name, monkeypatch):
+    seen = []
+    monkeypatch.setattr(core, "_unsupported_machine", lambda: None)
+    monkeypatch.setattr(core, "_unsupported_device", lambda device: None)
+    monkeypatch.setattr(core, "_launch", lambda *_, **constants: seen.append(constants))
+    table = plan.tiles
+    measure.pass_of(CardTrial(name, toy(SETTINGS["3"])))()
+    columns, frames = TILES[name]
+    assert [(s["COLUMNS"], s["FRAMES"]) for s in seen] == [(columns, frames)]
+    assert plan.tiles is table
+
+
+@pytest.mark.slow
+def test_a_run_writes_its_table_page_and_report(tmp_path, capsys, monkeypatch):
+    """On the CPU, at toy sizes: nothing of it says how fast a card is."""
+    tiny = {"batch": 1, "bins": 5, "frames": 4}  # the interpreter takes milliseconds for a row
+    monkeypatch.setattr(run, "toy", lambda setting: replace(toy(setting), **tiny))
+    kept = run.cells(Options(device="cpu", toy=True))
+    chosen = [c for c in kept if c.setting.name == "9" and c.precision == "tf32"][:2]
+    chosen += [c for c in kept if c.columns == ("conv2d", "deform_conv2d")][:1]
+    monkeypatch.setattr(run, "cells", lambda options: chosen)
+    output = tmp_path / "made" / "gpu.csv"
+    status = main(["--toy", "--device", "cpu", "-o", str(output)])
+    rows = read_csv(output)
+    assert [r.column for r in rows] == [column for cell in chosen for column in cell.columns]
+    runs_here = not core.unsupported_reason(torch.ones(1))
+    assert status == (0 if runs_here else 1)
+    for row in rows:
+        ours = row.column in ("triton", "log")
+        if row.column != "deform_conv2d" and (runs_here or not ours):
+            assert row.median_ms > 0
+            assert row.ratio > 0
+            assert row.error is None or row.error < 1e-5
+        elif ours:
+            assert "cannot run" in row.note
+    printed = capsys.readouterr().out
+    assert "paste all of this" in printed
+    assert rows[0].machine in printed
+    page = output.with_suffix(".md").read_text(encoding="utf-8")
+    assert "Time ÷ `Conv2d`'s" in page
+    assert "nothing here says how fast" in page
+    assert "nothing here says how fast" in printed
+    if runs_here:
+        assert (output.parent / "images" / "gpu-harmonic.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--toy"], "give it an --output of its own"),
+        (["--minutes", "0"], "--minutes must be a number > 0"),
+        (["--device", "nonsense"], "device 'nonsense' cannot be used here"),
+        (["--device", "cpu"], "device 'cpu' is no card"),
+        *([] if torch.cuda.is_available() else [([], "device 'cuda' cannot be used here")]),
+    ],
+)
+def test_wrong_usage(arguments, message, capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_interpreted_kernels_are_not_measured(capsys, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "TRITON_INTERPRET is set" in capsys.readouterr().err

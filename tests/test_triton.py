@@ -1,0 +1,458 @@
+"""The Triton engine without a card: its kernels in the interpreter, and compiled for cards.
+
+With a card, the tests marked `gpu` run the same kernels on it.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import EVERY_ARGUMENT, cases, fixed_case
+
+from harmonic_lowering import HarmonicConv2d, engines, harmonic_conv2d
+from harmonic_lowering.denoise import Denoiser, dap, fit
+from harmonic_lowering.engines import lowering
+from harmonic_lowering.engines.geometry import geometry_of
+from harmonic_lowering.engines.native import core as native_core
+from harmonic_lowering.engines.triton import core
+from harmonic_lowering.taps import harmonic_taps
+
+ROOT = Path(__file__).parents[1]
+MISSING = core._triton_is_missing()
+pytestmark = pytest.mark.filterwarnings("ignore::harmonic_lowering.DeadTapWarning")
+needs_triton = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
+# What one kernel column after another cannot show: long enough rows for all columns at once.
+LONG = {
+    "columns": fixed_case(shape=(1, 3, 4, 80), taps={"anchor": 1}),
+    "seven columns": fixed_case(shape=(1, 2, 3, 70), frames=7, padding=3, out_channels=5),
+    "dilated columns": fixed_case(shape=(2, 1, 3, 65), dilation=2, padding=1, groups=2),
+    "columns without padding": fixed_case(shape=(1, 2, 3, 131), padding=0, bias=False),
+    "many channels": fixed_case(shape=(1, 18, 3, 9), out_channels=18),
+}
+CASES = {**EVERY_ARGUMENT, **LONG}
+# Float16 takes the same paths; the interpreter gets bfloat16 wrong (triton issue 11584).
+IN_FLOAT16 = ("plain", "stride", "groups", "shifts", "columns", "many channels")
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Run the kernels on the CPU, and return the launches that are made."""
+    if not core.is_interpreted():
+        pytest.skip("with a card its own tests run the kernels")
+    monkeypatch.setattr(core, "_failures", {})
+    launched, launch = [], core._launch
+
+    def counted(name, *arguments, **constants):
+        launched.append((name, constants))
+        launch(name, *arguments, **constants)
+
+    monkeypatch.setattr(core, "_launch", counted)
+    return launched
+
+
+def layout(tensor, form):
+    """Return the same values in another memory layout."""
+    if form == "channels last":
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if form == "every other":
+        return tensor.repeat_interleave(2, 3)[..., ::2]
+    return tensor
+
+
+def results(case, engine, dtype, device="cpu", form="contiguous"):
+    """Return the output and all gradients of one call."""
+    tensors = [t if t is None else t.to(device) for t in case.tensors(torch.float64)]
+    given = [t if t is None else layout(t.to(dtype), form if t.ndim == 4 else "") for t in tensors]
+    x, w, b = (t if t is None else t.detach().requires_grad_() for t in given)
+    y = case.call(x, w, b, engine)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    leaves = [t for t in (x, w, b) if t is not None]
+    return [y, *torch.autograd.grad(y, leaves, layout(grad, form))]
+
+
+def assert_parity(case, dtype, device="cpu", form="contiguous"):
+    got = results(case, "triton", dtype, device, form)
+    # the same rounded numbers, computed exactly
+    x, w, b = (t if t is None else t.to(dtype).double() for t in case.tensors(torch.float64))
+    rounded = fixed_case(**{**case.__dict__})
+    rounded.tensors = lambda _: (x, w, b)
+    wanted = results(rounded, "reference", torch.float64)
+    for ours, exact in zip(got, wanted, strict=True):
+        assert ours.dtype == dtype
+        error = (ours.cpu().double() - exact).norm() / exact.norm().clamp_min(1e-30)
+        assert error < TOLERANCE[dtype] or exact.norm() == 0 == ours.norm()
+
+
+@needs_triton
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_agree_with_the_reference(name, interpreted):
+    assert_parity(CASES[name], torch.float32)
+    kernels = [launched for launched, _ in interpreted]
+    assert kernels == ["apply", "apply", "weight_grad"]
+    assert interpreted[0][1]["COLUMNS"] == ("column" in name)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", IN_FLOAT16)
+def test_kernels_agree_with_the_reference_in_float16(name, interpreted):
+    assert_parity(CASES[name], torch.float16)
+
+
+@needs_triton
+@pytest.mark.skipif(not core.is_interpreted(), reason="a card is here")
+@pytest.mark.slow
+@settings(max_examples=10)
+@given(
+    case=cases(largest=5),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    form=st.sampled_from(["contiguous", "channels last", "every other"]),
+)
+def test_random_calls_agree_with_the_reference(case, dtype, form):
+    assert_parity(case, dtype, form=form)
+
+
+@needs_triton
+@pytest.mark.parametrize("form", ["channels last", "every other"])
+@pytest.mark.parametrize("name", ["plain", "columns"])
+def test_memory_layouts(name, form, interpreted):
+    assert_parity(CASES[name], torch.float32, form=form)
+    y, of_input, *_ = results(CASES[name], "triton", torch.float32, form=form)
+    wanted = "channels last" if form == "channels last" else "contiguous"
+    assert all(t.stride() == layout(t.contiguous(), wanted).stride() for t in (y, of_input))
+
+
+@needs_triton
+def test_only_the_gradients_that_are_needed(interpreted):
+    x, w, b = CASES["plain"].tensors(torch.float32)
+    for needs, kernels in (
+        ((True, False, False), ["apply"]),
+        ((False, True, False), ["weight_grad"]),
+        ((False, False, True), []),
+    ):
+        leaves = [t.detach().requires_grad_(need) for t, need in zip((x, w, b), needs, strict=True)]
+        y = CASES["plain"].call(*leaves, "triton")
+        interpreted.clear()
+        y.sum().backward()
+        assert [name for name, _ in interpreted] == kernels
+        assert [leaf.grad is not None for leaf in leaves] == list(needs)
+
+
+@needs_triton
+def test_two_runs_are_bitwise_equal(interpreted):
+    first, again = (results(CASES["columns"], "triton", torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@needs_triton
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")  # beyond the channels
+def test_an_infinity_in_a_row_that_is_not_read_stays_there(interpreted):
+    x, w = torch.zeros(1, 1, 6, 66), torch.ones(1, 1, 2, 3)
+    x[..., 5, :] = torch.inf
+    for frames in (5, 66):
+        y = harmonic_conv2d(x[..., :frames], w, padding=1, anchor=2, engine="triton")
+        wanted = harmonic_conv2d(x[..., :frames], w, padding=1, anchor=2, engine="reference")
+        torch.testing.assert_close(y, wanted)
+        assert y[0, 0, :5].isfinite().all()
+
+
+@needs_triton
+def test_operators_take_the_kernels(interpreted, monkeypatch):
+    """What torch.compile, torch.export and double backward call."""
+    monkeypatch.setattr(native_core, "unsupported_reason", lambda *_: "it is away")
+    case = CASES["plain"]
+    x, w, b = case.tensors(torch.float32)
+    given = geometry_of(harmonic_taps(3, 2, None, 0, "linear"), 1, 1, 1, 1, 3)
+    arguments = given.operator_arguments
+    operators = torch.ops.harmonic_lowering
+    y = operators.tap_conv2d(x, w, b, *arguments)
+    torch.testing.assert_close(y, lowering.convolve(x, w, b, given))
+    of_input = operators.tap_conv2d_input_grad(y, w, *arguments, *x.shape[2:])
+    torch.testing.assert_close(of_input, lowering.input_grad(y, w, given, x.shape))
+    of_weight, of_bias = operators.tap_conv2d_weight_grad(x, y, *arguments, 3, True)
+    torch.testing.assert_close(of_weight, lowering.weight_grad(x, y, given, w.shape))
+    torch.testing.assert_close(of_bias, y.sum((0, 2, 3)))
+    assert [name for name, _ in interpreted] == ["apply", "apply", "weight_grad"]
+
+
+@needs_triton
+def test_compiled_and_second_derivatives(interpreted, monkeypatch):
+    monkeypatch.setattr(native_core, "unsupported_reason", lambda *_: "it is away")
+    layer = HarmonicConv2d(2, 2, 3, padding=1, anchor=2, engine="triton")
+    x = torch.randn(1, 2, 5, 6, requires_grad=True)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    assert len(interpreted) == 2
+
+    def penalty():
+        (g,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(g.square().sum(), (x, layer.weight))
+
+    got = penalty()
+    layer.engine = "lowering"
+    for ours, wanted in zip(got, penalty(), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+# -------------------------------------------------------------------- refusals
+
+
+@needs_triton
+def test_a_kernel_that_does_not_compile(interpreted, monkeypatch):
+    """One clear sentence for whoever requested the engine; `auto` goes on, forward and backward."""
+    real = core._kernels()
+    broken = type("Broken", (), {"apply": None, "weight_grad": None})
+    monkeypatch.setattr(core, "_kernels", lambda: broken)
+    case = CASES["plain"]
+    with pytest.raises(NotImplementedError, match="could not compile or launch the kernel 'apply'"):
+        results(case, "triton", torch.float32)
+    # it is remembered: the next call does not try again
+    with pytest.raises(NotImplementedError, match="or use engine='auto'"):
+        results(case, "triton", torch.float32)
+
+    core._failures.clear()
+    x, w, b = (t.requires_grad_() for t in case.tensors(torch.float32))
+    given = geometry_of(harmonic_taps(3, 2, None, 0, "linear"), 1, 1, 1, 1, 3)
+    wanted = lowering.convolve(x, w, b, given)
+    y = engines.triton.convolve_or_stock(x, w, b, given)
+    torch.testing.assert_close(y, wanted)
+    core._failures.clear()
+    partly = type("Partly", (), {"apply": real.apply, "weight_grad": None})
+    monkeypatch.setattr(core, "_kernels", lambda: partly)
+    y = engines.triton.convolve_or_stock(x, w, b, given)
+    got, right = (torch.autograd.grad(t.sum(), (x, w, b)) for t in (y, wanted))
+    for ours, theirs in zip(got, right, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_auto_takes_it_only_where_it_was_measured(monkeypatch):
+    x, w, b = (t.to("meta") for t in CASES["plain"].tensors(torch.float32))
+    monkeypatch.setattr(core, "_unsupported_machine", lambda: None)
+    monkeypatch.setattr(core, "_unsupported_device", lambda device: None)
+    monkeypatch.setattr(core, "_capability", lambda device: (9, 0))
+    choice = engines.choose("auto", x, w, b)
+    assert choice.engine == "lowering"
+    assert "has not been measured on cards of capability 9.0" in choice.reason
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def is_chosen(x):
+        return x + (core.auto_reason(x) is None)
+
+    torch.compiler.reset()
+    assert is_chosen(torch.zeros(1)) == 0
+    monkeypatch.setattr(core, "MEASURED_CAPABILITIES", {(9, 0)})
+    torch.compiler.reset()
+    assert is_chosen(torch.zeros(1)) == 1
+    assert engines.choose("auto", x, w, b).engine == "triton"
+    monkeypatch.setattr(core, "_unsupported_device", lambda device: "it is too old")
+    assert "it is too old" in engines.choose("auto", x, w, b).reason
+
+
+TENSORS = {
+    "another dtype": ((1, 9), torch.float64, "meta", r"takes one of .*float16.*got .*float64"),
+    "another device": ((1, 9), torch.float32, "cpu", "on different devices: .*cpu.*meta"),
+    "a huge batch item": ((1 << 16, 1 << 15), torch.float32, "meta", "2\\*\\*31 elements"),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_that_it_does_not_take(name, monkeypatch):
+    plane, dtype, device, reason = TENSORS[name]
+    monkeypatch.setattr(core, "_unsupported_machine", lambda: None)
+    monkeypatch.setattr(core, "_unsupported_device", lambda device: None)
+    x = torch.empty(1, 2, *plane, dtype=dtype, device="meta")
+    weight = torch.ones(1, 2, 3, 3, dtype=dtype, device=device)
+    assert re.search(reason, core.unsupported_reason(x, weight))
+
+
+def test_machines_and_cards_that_it_does_not_run_on(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x = torch.ones(1, 1, 9, 6)
+    if not MISSING and not torch.cuda.is_available():
+        with pytest.raises(NotImplementedError, match="cannot run: it needs an NVIDIA card"):
+            harmonic_conv2d(x, torch.ones(1, 1, 3, 3), engine="triton")
+    monkeypatch.setattr(core, "_triton_is_missing", lambda: "the package triton is not here")
+    assert core.unsupported_reason(x) == "the package triton is not here"
+    monkeypatch.setattr(core, "_unsupported_machine", lambda: None)
+    assert "a tensor is on cpu" in core.unsupported_reason(x)
+    monkeypatch.setattr(core, "_capability", lambda device: (7, 5))
+    card = torch.device("cuda:0")
+    assert core._unsupported_device(card) == (
+        "cuda:0 has the capability 7.5, and its kernels need 8.0"
+    )
+    monkeypatch.setattr(core, "_capability", lambda device: (8, 0))
+    assert core._unsupported_device(card) is None
+
+
+# -------------------------------------------------------------------- compiled for other machines
+
+
+def compiled(*arguments):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "compile_triton.py"), *arguments],
+        env={**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    "arguments",
+    [["--quick", "90"], *(pytest.param([n], marks=pytest.mark.slow) for n in ("80", "90", "100"))],
+    ids=" ".join,
+)
+def test_kernels_compile_without_spilling(arguments):
+    found = compiled(*arguments)
+    assert {row["kernel"] for row in found} == {"apply", "weight_grad"}
+    assert {row["columns"] for row in found} == {True, False, None}
+    for row in found:
+        assert row["spilled"] == 0, row
+        assert row["tensor_cores"], row
+        assert row["shared"] <= 99 << 10, row  # what the smallest card since 8.0 has
+
+
+# -------------------------------------------------------------------- the denoiser's loop
+
+
+@pytest.mark.parametrize(
+    ("method", "read"), [(dap, {1, 4, 8, 9}), (fit, {1, 5, 9})], ids=["dap", "prior"]
+)
+def test_reading_losses_rarely_changes_nothing_else(method, read, monkeypatch):
+    """As on a card, which every reading waits for."""
+    reads = []
+    for name in ("__float__", "tolist"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda tensor, real=real: (reads.append(0), real(tensor))[1]
+        )
+    sound = torch.sin(torch.arange(4000) / 20) / 2 + torch.randn(4000) / 20
+    denoiser = Denoiser(method="dap" if method is dap else "prior", steps=9, widths=(4, 4))
+    found, counts, seen = [], [], []
+    for wait in (1, 4):
+        monkeypatch.setattr(method, "losses_wait", lambda device, wait=wait: wait)
+        reads.clear()
+        found.append(denoiser(sound, 16000, progress=seen.append).waveform)
+        counts.append(len(reads))
+    assert torch.equal(*found)
+    assert counts[0] - counts[1] == 9 - len(read)
+    assert len({(progress.step, progress.ended) for progress in seen}) == 9
+
+
+# -------------------------------------------------------------------- with a card
+
+
+@pytest.fixture
+def card():
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA card here")
+    if reason := core.unsupported_reason(torch.empty(0, device="cuda")):
+        pytest.skip(reason)
+    return "cuda"
+
+
+@pytest.fixture
+def exact_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+# Each of these compiles three kernels, a second for each: all together within a minute.
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in ("stride", "groups", "shifts", "many channels")),
+        *((name, dtype) for name in ("columns", "dilation") for dtype in TOLERANCE),
+    ],
+)
+def test_parity_on_a_card(name, dtype, card, exact_float32):
+    assert_parity(CASES[name], dtype, card)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", ["channels last", "every other"])
+def test_memory_layouts_on_a_card(form, card, exact_float32):
+    assert_parity(CASES["columns"], torch.float32, card, form)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_the_papers_shapes_on_a_card(kernel, card):
+    """In TF32, beside the same in float64; twice, and bitwise equal."""
+    layer = HarmonicConv2d(16, 32, kernel, padding=kernel // 2, anchor=kernel, device=card)
+    x = torch.randn(4, 16, 128, 128, device=card, requires_grad=True)
+    found = []
+    for engine, dtype in (("triton", torch.float32),) * 2 + (("lowering", torch.float64),):
+        layer.engine = engine
+        wide, leaf = layer.to(dtype), x.detach().to(dtype).requires_grad_()
+        y = wide(leaf)
+        found.append([y, *torch.autograd.grad(y.square().sum(), (leaf, *wide.parameters()))])
+    once, again, exact = found
+    for ours, same, truth in zip(once, again, exact, strict=True):
+        assert torch.equal(ours, same)
+        assert (ours - truth).norm() / truth.norm() < 2e-3
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_captures_training_steps(card):
+    layer = HarmonicConv2d(4, 8, 3, padding=1, anchor=3, engine="triton", device=card)
+    x = torch.randn(2, 4, 33, 100, device=card, requires_grad=True)
+    other = torch.randn_like(x).requires_grad_()
+    y = layer(other)
+    wanted = [y, *torch.autograd.grad(y.sum(), (other, *layer.parameters()))]
+    graphed = torch.cuda.make_graphed_callables(layer, (x,))
+    for _ in range(2):
+        y = graphed(other)
+        got = [y, *torch.autograd.grad(y.sum(), (other, *layer.parameters()))]
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.gpu
+def test_reduce_overhead_compiles_on_a_card(card):
+    layer = HarmonicConv2d(4, 8, 3, padding=1, engine="triton", device=card)
+    x = torch.randn(2, 4, 33, 100, device=card)
+    compiled_layer = torch.compile(layer, mode="reduce-overhead", fullgraph=True)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(compiled_layer(x), layer(x))
+
+
+@pytest.mark.gpu
+def test_memory_on_a_card_is_at_most_conv2ds(card):
+    peaks = {}
+    for name, layer in (
+        ("ours", HarmonicConv2d(16, 32, 3, padding=1, engine="triton", device=card)),
+        ("conv2d", torch.nn.Conv2d(16, 32, 3, padding=1, device=card)),
+    ):
+        x = torch.randn(8, 16, 256, 256, device=card, requires_grad=True)
+        for _ in range(2):
+            y = layer(x)
+            grad = torch.ones_like(y)
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            y.backward(grad)
+            x.grad = None
+            peaks[name] = torch.cuda.max_memory_allocated() - before
+    assert peaks["ours"] <= 1.1 * peaks["conv2d"] + (20 << 20)  # the partial sums
+
+
+@pytest.mark.gpu
+def test_seeds_give_the_same_draws_on_a_card(card):
+    """The denoiser draws on the CPU, so that a card starts from the same numbers."""
+    sound = torch.sin(torch.arange(16000) / 20) / 2 + torch.randn(16000) / 20
+    on_cpu, on_card = (
+        Denoiser(method="dap", steps=2, device=device)(sound, 16000).waveform
+        for device in ("cpu", card)
+    )
+    torch.testing.assert_close(on_cpu, on_card.cpu(), rtol=1e-2, atol=1e-2)
