@@ -224,10 +224,10 @@ def _work(mine: Session, options: Options, line: Line, limits: Limits) -> None:
             for recording in recordings:
                 if mine.stop.is_set():
                     break
-                own = replace(options, noise_from=recording.noise_from())
                 try:
+                    own = replace(options, noise_from=recording.noise_from())
                     recording.denoise(own, threads, mine.stop.is_set)
-                except (AudioError, OSError) as error:
+                except (AudioError, OSError, ValueError) as error:
                     mine.refused.append(recording.public(str(error)))
     except AudioError as error:  # the line is too long
         mine.refused.append(str(error))
