@@ -1,6 +1,6 @@
 """What a segment costs, what the cluster adds, what a second machine gains; and 10⁵ hours.
 
-    python -m benchmarks.cluster                # measures, about seven minutes on two cores
+    python -m benchmarks.cluster                # measures, about eight minutes on two cores
     python -m benchmarks.cluster --parts segments    # one part, the rest from docs/cluster.csv
     python -m benchmarks.cluster --parts             # only computes, from docs/cluster.csv
 
@@ -203,14 +203,14 @@ def machines() -> Iterator[Figure]:
     """How much sooner two nodes are done than one."""
     with tempfile.TemporaryDirectory() as folder:
         minutes = Path(folder) / "minutes"
-        write_minutes(minutes, 3)
+        write_minutes(minutes, 4)
         took = []
         for processors in ([1], [1, 1]):
             with cluster(processors) as address:
                 took.append(
-                    denoised(minutes, "--quality", "fast", "--cluster", address, "--jobs", "3")[0]
+                    denoised(minutes, "--quality", "fast", "--cluster", address, "--jobs", "4")[0]
                 )
-                yield Figure(f"3 files, fast, {len(processors)} node(s): wall time", took[-1], "s")
+                yield Figure(f"4 files, fast, {len(processors)} node(s): wall time", took[-1], "s")
     yield Figure("gain of the second node", took[0] / took[1], "times")
 
 
