@@ -15,6 +15,7 @@ from urllib.parse import quote
 import torch
 
 from ..audio import AudioError
+from ..cli.storage import Place
 from ..cli.task import Options
 from ..denoise import Denoiser
 from .recordings import Cancelled, Limits, Line, Recording, Session, Visitors
@@ -308,5 +309,5 @@ def _picture(recording: Recording) -> str:
     )
 
 
-def _address(path: Path, run: int = 0) -> str:
+def _address(path: Place, run: int = 0) -> str:
     return f"gradio_api/file={quote(str(path))}?{run}"

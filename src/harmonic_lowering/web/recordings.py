@@ -19,6 +19,7 @@ import torch
 from ..audio import AudioError, AudioFormat, AudioReader, AudioWriter
 from ..cli.files import plan
 from ..cli.pool import Pool
+from ..cli.storage import Place
 from ..cli.task import Needs, Options, Outcome, check
 
 __all__ = ["Cancelled", "Limits", "Line", "Recording", "Session", "Track", "Visitors", "workers"]
@@ -145,9 +146,9 @@ class Recording:
         self.tracks()
 
 
-def _preview(source: Path, target: Path) -> list[float]:
+def _preview(source: Place, target: Path) -> list[float]:
     """Write what a browser plays of a recording; return the peaks of its waveform."""
-    with AudioReader(source) as reader:
+    with AudioReader(str(source)) as reader:
         length, columns = reader.length, min(_COLUMNS, reader.length)
         peaks = torch.zeros(columns, dtype=reader.format.dtype)
         channels = reader.channels if reader.channels <= 2 else 1

@@ -88,7 +88,7 @@ def serve(
     ImportError
         If gradio is not installed.
     """
-    say = say or functools.partial(print, flush=True)
+    tell = say or functools.partial(print, flush=True)
     with (
         _listening(host, port) as listening,
         tempfile.TemporaryDirectory(
@@ -109,9 +109,9 @@ def serve(
         class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
             async def startup(self, sockets: Any = None) -> None:
                 await super().startup(sockets)
-                say(f"the page is at {url}")
+                tell(f"the page is at {url}")
                 if not local:
-                    say(
+                    tell(
                         "note: other machines can reach it, without a password or encryption; "
                         "their browsers allow no microphone without https"
                     )
