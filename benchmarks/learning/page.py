@@ -262,9 +262,10 @@ def _conditions(rows: Sequence[Run]) -> str:
             f"- Validation: TimGM6mb, programs {_programs(features.VALIDATION)}, other melodies. "
             "It gives the thresholds of F1.",
             "- What was chosen on what: the generator of music, the dynamic range and the "
-            "equaliser were set after four trial runs of the harmonic network, no other, whose scores on B "
-            "and R were seen. Two instruments left B then: a drawbar organ, which sounds notes "
-            "that are not played, and a harp, which rings on. After that nothing was changed.",
+            "equaliser were set after four trial runs of the harmonic network, no other, whose "
+            "scores on B and R were seen. Two instruments left B then: a drawbar organ, which "
+            "sounds notes that are not played, and a harp, which rings on. After that nothing was "
+            "changed.",
             f"- B: MuseScore General, programs {_programs(features.UNSEEN)}; melodies from "
             "the same generator as the training's.",
             f"- R: {len(data.CHORALES)} chorales from music21 ({', '.join(data.CHORALES)}), the "
