@@ -1,6 +1,6 @@
 """What a segment costs, what the cluster adds, what a second machine gains; and 10⁵ hours.
 
-    python -m benchmarks.cluster                # measures, about eight minutes on two cores
+    python -m benchmarks.cluster                # measures, about seven minutes on two cores
     python -m benchmarks.cluster --parts segments    # one part, the rest from docs/cluster.csv
     python -m benchmarks.cluster --parts             # only computes, from docs/cluster.csv
 
@@ -37,7 +37,9 @@ from harmonic_lowering.denoise.segment import Cleaned, clean_in_turn
 TABLE, PAGE = ROOT / "docs" / "cluster.csv", ROOT / "docs" / "cluster.md"
 BEGIN, END = "<!-- measured by benchmarks.cluster -->", "<!-- end of what was measured -->"
 RATE = 16000
-FILES, MINUTE_S = 100, 60.0
+FILES = 100  # of the target
+FEW, MANY = 3, 15  # of those that are measured
+LITTLE_WORK = ["--steps", "1", "--keep-hum", "--keep-rumble", "--noise-from", "0-1"]
 SEGMENTS = [("fast", 16000, 1), ("default", 16000, 1), ("fast", 44100, 2)]
 
 # Of the calculation, to be replaced by one's own.
@@ -61,13 +63,11 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="*", choices=list(parts), default=list(parts), help="default: all"
     )
-    parser.add_argument("--files", type=int, default=FILES, help="of one minute (default: 100)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     figures = {f.what: f for f in (read_rows(TABLE, Figure) if TABLE.exists() else [])}
     for name in arguments.parts:
-        options = [arguments.files] if name == "overhead" else []
-        for figure in parts[name](*options):
+        for figure in parts[name]():
             print(f"{figure.what}: {figure.value:.4g} {figure.unit}", flush=True)
             figures[figure.what] = figure
     write_rows(TABLE, figures.values(), Figure)
@@ -111,7 +111,7 @@ def segments() -> Iterator[Figure]:
 
         steps: list[Progress] = []
         reset_peak()
-        before, began = peak_bytes(), time.process_time()
+        began = time.process_time()
         stream = Denoiser(quality=quality).stream(
             lambda a, b, noisy=noisy: noisy[:, a:b], noisy.shape[1], rate, steps.append, each=first
         )
@@ -122,7 +122,7 @@ def segments() -> Iterator[Figure]:
         yield Figure(f"segment ({name}): sound", block.clean.shape[1] / rate, "s")
         yield Figure(f"segment ({name}): processor time", took, "s")
         yield Figure(f"segment ({name}): steps", len(steps), "")
-        yield Figure(f"segment ({name}): memory", (peak_bytes() - before) / 2**20, "MiB")
+        yield Figure(f"segment ({name}): memory", peak_bytes() / 2**20, "MiB")
         yield Figure(f"segment ({name}): sent each way", whole.nbytes / 1e6, "MB")
         with tempfile.TemporaryDirectory() as folder:
             kept = Kept(Path(folder) / "out.wav")
@@ -139,7 +139,7 @@ def write_minutes(folder: Path, count: int) -> None:
         path = folder / f"{number:03d}.flac"
         layout = AudioFormat("FLAC", "PCM_16", "FILE")
         with AudioWriter(path, RATE, 1, layout) as writer:
-            writer.write(sound(MINUTE_S, RATE, 1, number))
+            writer.write(sound(60, RATE, 1, number))
 
 
 def denoised(source: Path, *options: str) -> tuple[float, float]:
@@ -177,33 +177,40 @@ def cluster(processors: list[int]) -> Iterator[str]:
         nodes.shutdown()
 
 
-def overhead(files: int) -> Iterator[Figure]:
-    """What the cluster adds to a hundred one-minute files, whatever the work at them is."""
+def overhead() -> Iterator[Figure]:
+    """What the cluster adds to one-minute files, whatever the work at them is.
+
+    So little work is done here that the difference of two runs tells. A few files and more of
+    them tell the cost of the start from that of a file.
+    """
+    added = []
     with tempfile.TemporaryDirectory() as folder:
-        minutes = Path(folder) / "minutes"
-        write_minutes(minutes, files)
-        alone = denoised(minutes, "--steps", "1")
-        together = denoised(minutes, "--steps", "1", "--cluster", "local")
-    yield Figure("files of one minute", files, "")
-    yield Figure("one step, one process: wall time", alone[0], "s")
-    yield Figure("one step, one process: processor time", alone[1], "s")
-    yield Figure("one step, cluster of two processors: wall time", together[0], "s")
-    yield Figure("one step, cluster of two processors: processor time", together[1], "s")
-    yield Figure("added by the cluster: processor time", together[1] - alone[1], "s")
+        for count in FEW, MANY:
+            minutes = Path(folder) / str(count)
+            write_minutes(minutes, count)
+            alone, together = (
+                denoised(minutes, *LITTLE_WORK, *where)[1] for where in ([], ["--cluster", "local"])
+            )
+            yield Figure(f"{count} files, one step, one process: processor time", alone, "s")
+            yield Figure(f"{count} files, one step, cluster: processor time", together, "s")
+            added.append(together - alone)
+    each = (added[1] - added[0]) / (MANY - FEW)
+    yield Figure("added by the cluster for each minute: processor time", each, "s")
+    yield Figure("added by its start: processor time", added[0] - FEW * each, "s")
 
 
 def machines() -> Iterator[Figure]:
     """How much sooner two nodes are done than one."""
     with tempfile.TemporaryDirectory() as folder:
         minutes = Path(folder) / "minutes"
-        write_minutes(minutes, 4)
+        write_minutes(minutes, 3)
         took = []
         for processors in ([1], [1, 1]):
             with cluster(processors) as address:
                 took.append(
                     denoised(minutes, "--quality", "fast", "--cluster", address, "--jobs", "3")[0]
                 )
-                yield Figure(f"4 files, fast, {len(processors)} node(s): wall time", took[-1], "s")
+                yield Figure(f"3 files, fast, {len(processors)} node(s): wall time", took[-1], "s")
     yield Figure("gain of the second node", took[0] / took[1], "times")
 
 
@@ -220,21 +227,28 @@ def segment_table(value: dict[str, float]) -> str:
             f"{value[f'{name}: memory']:.0f} MiB", f"{value[f'{name}: sent each way']:.2f} MB",
             f"{1000 * value[f'{name}: keeping it']:.0f} ms",
         ])  # fmt: skip
-    head = ["One segment", "sound", "processor time", "memory", "sent each way", "keeping it"]
+    head = [
+        "One segment",
+        "sound",
+        "processor time",
+        "worker's memory",
+        "sent each way",
+        "keeping it",
+    ]
     return markdown(head, lines)
 
 
 def overhead_table(value: dict[str, float]) -> str:
     if "gain of the second node" not in value:
         return "What the cluster adds, and the gain of a second node: not measured yet."
-    count, added = value["files of one minute"], value["added by the cluster: processor time"]
+    each = value["added by the cluster for each minute: processor time"]
+    added = FILES * each + value["added by its start: processor time"]
     lines = []
     for quality in ("fast", "default"):
         name = f"segment ({quality}, 16000 Hz, 1 ch)"
-        rate = value[f"{name}: processor time"] / value[f"{name}: sound"]
-        work = rate * count * MINUTE_S
+        work = FILES * 60 * value[f"{name}: processor time"] / value[f"{name}: sound"]
         lines.append([
-            f"{count:.0f} files of one minute, {quality}", f"{work:.0f} s", f"{added:.0f} s",
+            f"{FILES} files of one minute, {quality}", f"{work:.0f} s", f"{added:.0f} s",
             f"{added / work:.1%}",
         ])  # fmt: skip
     gain = value["gain of the second node"]
@@ -245,8 +259,7 @@ def overhead_table(value: dict[str, float]) -> str:
 def corpus_table(value: dict[str, float]) -> str:
     """Compute what 10⁵ hours take, from the figures of a segment."""
     lines = []
-    added = value.get("added by the cluster: processor time", 0.0)
-    added /= value.get("files of one minute", 1.0) * MINUTE_S  # for each second of sound
+    added = value.get("added by the cluster for each minute: processor time", 0.0) / 60
     for quality, rate, channels in SEGMENTS:
         name = f"segment ({quality}, {rate} Hz, {channels} ch)"
         share = {what: value[f"{name}: {what}"] for what in ("sound", "processor time")}
@@ -266,7 +279,7 @@ def corpus_table(value: dict[str, float]) -> str:
                 f"{days:.1f}", f"{per_second:.0f}", f"{mb:.0f} MB/s",
                 f"{2 * cores * value[f'{name}: sent each way'] / 1000:.1f} GB",
                 f"{cores / CORES_PER_MACHINE:.0f} × "
-                f"{CORES_PER_MACHINE * (value[f'{name}: memory'] + 400) / 1024:.0f} GiB",
+                f"{CORES_PER_MACHINE * value[f'{name}: memory'] / 1024:.0f} GiB",
                 f"{2 * stored:.0f} + {count * value[f'{name}: sent each way'] / 1e6:.0f} TB",
                 f"{dollars:,.0f} $",
             ])  # fmt: skip

@@ -51,6 +51,7 @@ def test_other_tiles_are_used_for_one_column_only(name, monkeypatch):
     assert plan.tiles is table
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_table_page_and_report(tmp_path, capsys, monkeypatch):
     """On the CPU, at toy sizes: nothing of it says how fast a card is."""
     tiny = {"batch": 1, "bins": 5, "frames": 4}  # the interpreter takes milliseconds for a row

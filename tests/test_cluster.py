@@ -358,6 +358,8 @@ def bucket(monkeypatch):
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
+    # What it stores belongs to the process, and a test before may have left some.
+    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", b"")).close()
     for name, value in {
         "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",

@@ -27,28 +27,6 @@ _HELP = re.compile(r"^<!-- help: (\S+) -->$", re.MULTILINE)
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
-def on_config(config: Any) -> Any:
-    """Leave pages out of the navigation that do not exist yet."""
-    missing = {page for page in config.extra["later"] if not (ROOT / "docs" / page).exists()}
-    config.nav = _without(config.nav, missing)
-    return config
-
-
-def _without(nav: list[Any], missing: set[str]) -> list[Any]:
-    kept = []
-    for entry in nav:
-        if isinstance(entry, dict):
-            ((title, target),) = entry.items()
-            if isinstance(target, list):
-                entry = {title: _without(target, missing)}
-            elif target in missing:
-                continue
-        elif entry in missing:
-            continue
-        kept.append(entry)
-    return kept
-
-
 def on_files(files: Files, config: Any) -> Files:
     """Add the files outside of docs/ that pages link to, and what those link to in turn."""
     pages = [f"docs/{file.src_uri}" for file in files.documentation_pages()]

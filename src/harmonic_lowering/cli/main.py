@@ -12,7 +12,7 @@ from types import FrameType
 from typing import cast
 
 from .. import __version__
-from . import build_native, denoise, info, transcribe
+from . import build_native, denoise, info, transcribe, web
 from .status import INTERRUPTED, Parser
 
 _TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     transcribe.add_parser(subparsers)
     build_native.add_parser(subparsers)
     info.add_parser(subparsers)
+    web.add_parser(subparsers)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Several recordings at a time, each in a process of its own with one thread."""
+"""Recordings at work in processes of their own, several at a time with one thread each."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from types import FrameType
 from typing import Any
 
 from .files import PIPE, Job
 from .task import Options, Outcome, denoise_one
 
-__all__ = ["denoise_all"]
+__all__ = ["Pool", "denoise_all"]
 
 _TOLD_S = 0.5  # between two words about progress
 Told = Callable[[int, str, float, float], None]
@@ -45,26 +46,36 @@ def denoise_all(
                 return
             yield number, denoise_one(job, options, _told(progress, number, job), stopped)
         return
-    yield from _Pool(options, min(workers, len(jobs))).run(jobs, progress, stopped)
+    yield from Pool(options, min(workers, len(jobs))).run(jobs, progress, stopped)
 
 
 def _told(progress: Told, number: int, job: Job) -> Callable[[float, float], None]:
     return lambda done, length: progress(number, job.source.name, done, length)
 
 
-class _Pool:
-    def __init__(self, options: Options, size: int) -> None:
-        self._options, self._size = options, size
-        self._context = multiprocessing.get_context("spawn")
+class Pool:
+    """`size` processes with `threads` threads each, started by `context` (spawned by default)."""
+
+    def __init__(
+        self,
+        options: Options,
+        size: int,
+        *,
+        threads: int = 1,
+        context: BaseContext | None = None,
+    ) -> None:
+        self._options, self._size, self._threads = options, size, threads
+        self._context: Any = context or multiprocessing.get_context("spawn")
         self._at_work: dict[Connection, tuple[int, Job] | None] = {}
         self._processes: dict[Connection, Any] = {}
 
     def run(
         self, jobs: Sequence[tuple[int, Job]], progress: Told, stopped: Callable[[], bool]
     ) -> Iterator[tuple[int, Outcome]]:
+        """Give each job's outcome; whatever `progress` or `stopped` raises ends all at once."""
         waiting, told_to_stop = list(reversed(jobs)), False
         try:
-            with _environment():
+            with _environment(self._threads):
                 while waiting or any(self._at_work.values()):
                     if stopped() and not told_to_stop:
                         told_to_stop, waiting = True, []
@@ -81,7 +92,9 @@ class _Pool:
         """Give a recording to everybody who has none."""
         while waiting and len(self._at_work) < self._size:
             here, there = self._context.Pipe()
-            process = self._context.Process(target=_serve, args=(there, self._options))
+            process = self._context.Process(
+                target=_serve, args=(there, self._options, self._threads)
+            )
             with _interrupts_ignored():  # a Ctrl-C comes to the first process only
                 process.start()
             there.close()
@@ -128,9 +141,9 @@ def _died(job: Job, status: int | None) -> str:
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    """One thread each, that waits without taking the time of the others."""
-    wanted = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+def _environment(threads: int) -> Iterator[None]:
+    """Few threads each, that wait without taking the time of the others."""
+    wanted = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -155,11 +168,12 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(connection: Connection, options: Options) -> None:
+def _serve(connection: Connection, options: Options, threads: int) -> None:
     """Denoise what comes, until nothing more comes."""
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides what Ctrl-C does
     signal.signal(signal.SIGTERM, _terminate)
     work: queue.Queue[tuple[int, Job] | None] = queue.Queue()
     stop = threading.Event()
