@@ -13,11 +13,15 @@ import numpy as np
 import soundfile
 import soxr
 
-from ..common.packages import unpack_npm
-from .data import SAMPLE_RATE, Note, SoundFont, fetch_soundfont
+from ..common.packages import unpack_debian, unpack_npm
+from .data import SAMPLE_RATE, Note, SoundFont
 
 SECONDS = 20.0  # that are played
-FONTS = ("fluid", "timgm6mb")
+# Debian packages, and the soundfonts in them: MIT and GPL-2.
+FONTS = {
+    "fluid-soundfont-gm": "usr/share/sounds/sf2/FluidR3_GM.sf2",
+    "timgm6mb-soundfont": "usr/share/sounds/sf2/TimGM6mb.sf2",
+}
 RECORDED = (
     "trombone", "tuba", "harp", "harmonium", "organ", "guitar-acoustic", "guitar-electric",
     "contrabass", "bass-electric",
@@ -82,7 +86,10 @@ class Band:
     """Everybody who can play."""
 
     def __init__(self, folder: Path, debs: Path | None) -> None:
-        self.fonts = [SoundFont(fetch_soundfont(name, folder, debs)) for name in FONTS]
+        for package, path in FONTS.items():
+            if not (folder / path).is_file():
+                unpack_debian(package, [path], folder, debs)
+        self.fonts = [SoundFont(folder / path) for path in FONTS.values()]
         self.recorded = [Recorded(name, folder / "npm") for name in RECORDED]
 
     def play(
