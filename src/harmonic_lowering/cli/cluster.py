@@ -240,7 +240,9 @@ def connected(address: str, files: int | None, count: int) -> Iterator[Cluster]:
             processors = int(ray.cluster_resources().get("CPU", 0))
             if processors < 1:
                 raise ValueError(f"--cluster {address}: the cluster has no processor to work with")
-            default = min(_MOST_FILES, math.ceil(processors / _PER_FILE) + 1)
+            # No more than keep it busy: each connects by itself, and Ray's workers are of one
+            # connection. Those of another are started anew, which imports torch again.
+            default = min(_MOST_FILES, math.ceil(processors / _PER_FILE))
             if address == "local":
                 address = ray.get_runtime_context().gcs_address
             else:  # who reads and writes the recordings connects; this process only waits
