@@ -28,7 +28,10 @@ from .files import PIPE, Job
 from .kept import Kept
 from .storage import Address, Place, Stage, exists, fetch, send
 
-__all__ = ["Needs", "Options", "Outcome", "check", "denoise_one"]
+__all__ = [
+    "Needs", "Options", "Outcome", "check", "check_outputs", "denoise_one", "input_file",
+    "make_folders", "output_file", "sentence",
+]  # fmt: skip
 
 _PLOTTED_S = 30.0  # of the beginning of a recording; more would not be seen
 _SAMPLE_S = 60.0  # of a recording of the noise; more would not be more exact
@@ -97,15 +100,8 @@ def check(job: Job, options: Options, needs: Needs) -> tuple[Outcome | None, flo
     Headers are read, outputs are opened for writing and removed again.
     """
     try:
-        existing = [path for path in job.outputs if exists(path)]
-        if existing and options.skip_existing and len(existing) == len(job.outputs):
-            return Outcome(job, "skipped", notes=[f"{existing[0]}: exists, skipped"]), 0.0
-        if existing and not options.force:
-            missing = [path for path in job.outputs if path not in existing]
-            but = f", but not {missing[0]}" if options.skip_existing and missing else ""
-            raise AudioError(f"{existing[0]}: exists already{but}; allow replacing it with --force")
-        for path in job.outputs:
-            _check_folder(path, job)
+        if skipped := check_outputs(job, options.force, options.skip_existing):
+            return skipped, 0.0
         if isinstance(job.source, Address) or job.source == PIPE:  # read once, for the work
             return None, 0.0
         if stat.S_ISFIFO(job.source.stat().st_mode):
@@ -120,7 +116,34 @@ def check(job: Job, options: Options, needs: Needs) -> tuple[Outcome | None, flo
     except FileNotFoundError:
         return Outcome(job, "failed", f"{job.source}: no such file"), 0.0
     except Exception as error:
-        return Outcome(job, "failed", _sentence(error, job, Stage())), 0.0
+        return Outcome(job, "failed", sentence(error, job, Stage())), 0.0
+
+
+def check_outputs(job: Job, force: bool, skip_existing: bool) -> Outcome | None:
+    """Give the outcome of a recording whose outputs are all there and may be skipped.
+
+    Raises
+    ------
+    AudioError, OSError
+        If an output exists that may not be replaced, or cannot be written.
+    """
+    existing = [path for path in job.outputs if exists(path)]
+    if existing and skip_existing and len(existing) == len(job.outputs):
+        return Outcome(job, "skipped", notes=[f"{existing[0]}: exists, skipped"])
+    if existing and not force:
+        missing = [path for path in job.outputs if path not in existing]
+        but = f", but not {missing[0]}" if skip_existing and missing else ""
+        raise AudioError(f"{existing[0]}: exists already{but}; allow replacing it with --force")
+    for path in job.outputs:
+        _check_folder(path, job)
+    return None
+
+
+def make_folders(job: Job) -> None:
+    """Make the folders of the outputs, where that is allowed; other storage needs none."""
+    for path in job.outputs if job.makes_folder else []:
+        if isinstance(path, Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _check_folder(path: Place, job: Job) -> None:
@@ -176,7 +199,7 @@ def denoise_one(
         except BrokenPipeError:  # whoever reads our output went away: not the file's fault
             raise
         except Exception as error:
-            outcome.status, outcome.error = "failed", _sentence(error, job, stage)
+            outcome.status, outcome.error = "failed", sentence(error, job, stage)
     outcome.facts["seconds"] = round(time.monotonic() - began, 3)
     said = [str(warning.message) for warning in caught if warning.category is UserWarning]
     notes = [stage.translated(note) for note in (*said, *outcome.notes)]
@@ -193,7 +216,7 @@ def _denoise(
     outcome: Outcome,
 ) -> None:
     with (
-        _source(job.source, stage) as source,
+        input_file(job.source, stage) as source,
         AudioReader(source, patience_s=_PATIENCE_S) as reader,
     ):
         while True:
@@ -216,12 +239,9 @@ def _attempt(
     kept = Kept(job.target) if options.cluster is not None and job.target != PIPE else None
     run = _Run(reader, options, kept, progress, stopped)
     beginning = _Beginning(reader.sample_rate) if job.picture else None
-    if job.makes_folder:
-        for path in job.outputs:
-            if isinstance(path, Path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(job)
     with ExitStack() as writing:
-        target = writing.enter_context(_outlet(job.target, stage, options.force))
+        target = writing.enter_context(output_file(job.target, stage, options.force))
         layout = (reader.sample_rate, reader.channels, reader.format)
         keywords: dict[str, Any] = {
             "metadata": reader.metadata, "length": reader.length, "overwrite": options.force,
@@ -231,7 +251,7 @@ def _attempt(
         )
         noise = None
         if job.noise is not None:
-            removal = writing.enter_context(_outlet(job.noise, stage, options.force))
+            removal = writing.enter_context(output_file(job.noise, stage, options.force))
             noise = writing.enter_context(AudioWriter(removal.file, *layout, **keywords))
         loudest = 0.0
         for clean, removed in run.blocks():
@@ -384,7 +404,7 @@ def _in_words(summary: Summary) -> str:
 
 
 @contextmanager
-def _source(source: Place, stage: Stage) -> Iterator[Path]:
+def input_file(source: Place, stage: Stage) -> Iterator[Path]:
     """Give a file that can be read more than once, which standard input cannot."""
     if isinstance(source, Address):
         file = stage.local(source)
@@ -418,7 +438,7 @@ class _Outlet:
 
 
 @contextmanager
-def _outlet(place: Place, stage: Stage, overwrite: bool) -> Iterator[_Outlet]:
+def output_file(place: Place, stage: Stage, overwrite: bool) -> Iterator[_Outlet]:
     """Give a file to write to; what belongs elsewhere goes there when it is complete."""
     # An error does not come behind a yield; and the writer, entered later, has closed the file.
     if isinstance(place, Address):
@@ -467,7 +487,7 @@ def _plot(beginning: _Beginning, job: Job, names: Job, stage: Stage, overwrite: 
             warnings.simplefilter("ignore")  # letters that the font has not
             figure = plot_spectrograms(beginning.waveforms(), beginning.sample_rate, title=name)
             with (
-                _outlet(names.picture, stage, overwrite) as outlet,
+                output_file(names.picture, stage, overwrite) as outlet,
                 replacing(outlet.file, overwrite=overwrite) as part,
             ):
                 figure.savefig(part, format="png", dpi=120)
@@ -477,7 +497,7 @@ def _plot(beginning: _Beginning, job: Job, names: Job, stage: Stage, overwrite: 
         ) from error
 
 
-def _sentence(error: Exception, job: Job, stage: Stage) -> str:
+def sentence(error: Exception, job: Job, stage: Stage) -> str:
     """Say in one line what went wrong with which file."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     lacks_memory = isinstance(error, RuntimeError) and "memory" in text.lower()

@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shutil
-import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -17,16 +14,15 @@ from typing import Any
 
 import torch
 
-from ..audio import AudioError, AudioReader, LengthChanged, replacing
-from ..audio.output import Part, check_place
+from ..audio import AudioReader, LengthChanged, replacing
 from ..optional import import_optional
 from ..plotting import plot_notes
 from ..transcribe import Note, Transcriber, write_midi
 from ..transcribe.network import FRAME_S, RATE, vqt_levels
 from .files import PIPE, Job, plan
 from .report import Report
-from .storage import Address, Place, Stage
-from .task import Outcome, _sentence, _source
+from .storage import Address, Stage
+from .task import Outcome, check_outputs, input_file, make_folders, output_file, sentence
 
 _PLOTTED_S = 30.0
 
@@ -108,16 +104,17 @@ def _transcribe(
     with Stage() as stage, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            if _is_done(job, arguments):
-                note = f"{job.outputs[0]}: exists, skipped"
-                return Outcome(job, "skipped", notes=[note])
-            with _source(job.source, stage) as source, AudioReader(source) as reader:
+            if skipped := check_outputs(job, arguments.force, arguments.skip_existing):
+                return skipped
+            with input_file(job.source, stage) as source, AudioReader(source) as reader:
                 told = partial(report.progress, number, job.source.name)
                 notes = _notes(reader, transcriber, told)
-                if job.makes_folder:
-                    for path in _files(job):
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                _write(job.target, notes, arguments)
+                make_folders(job)
+                with (
+                    output_file(job.target, stage, arguments.force) as output,
+                    replacing(output.file, overwrite=arguments.force) as part,
+                ):
+                    write_midi(part, notes, bends=arguments.bends)
                 if job.picture is not None:
                     _draw(reader, notes, job, arguments.force)
                 length_s = reader.length / reader.sample_rate
@@ -126,7 +123,7 @@ def _transcribe(
         except FileNotFoundError:
             return Outcome(job, "failed", f"{job.source}: no such file")
         except Exception as error:
-            outcome.status, outcome.error = "failed", _sentence(error, job, stage)
+            outcome.status, outcome.error = "failed", sentence(error, job, stage)
             return outcome
     said = [str(warning.message) for warning in caught if warning.category is UserWarning]
     outcome.notes = list(dict.fromkeys(map(stage.translated, said)))
@@ -138,26 +135,6 @@ def _transcribe(
         "seconds": round(time.monotonic() - began, 3),
     }  # fmt: skip
     return outcome
-
-
-def _is_done(job: Job, arguments: argparse.Namespace) -> bool:
-    """Whether there is nothing to do; outputs that may not be written raise before the work."""
-    existing = [path for path in _files(job) if check_place(path)]
-    if existing and arguments.skip_existing and len(existing) == len(job.outputs):
-        return True
-    if existing and not arguments.force:
-        raise AudioError(f"{existing[0]}: exists already; allow replacing it with --force")
-    for path in _files(job):
-        folder = path.parent
-        while job.makes_folder and not folder.exists():
-            folder = folder.parent
-        with Part(folder / path.name):
-            pass
-    return False
-
-
-def _files(job: Job) -> list[Path]:
-    return [path for path in job.outputs if isinstance(path, Path)]
 
 
 def _notes(
@@ -174,19 +151,6 @@ def _notes(
 
 def _tell(progress: Callable[[float, float], None], length_s: float, done_s: float) -> None:
     progress(done_s, length_s)
-
-
-def _write(target: Place, notes: list[Note], arguments: argparse.Namespace) -> None:
-    if isinstance(target, Path) and target != PIPE:
-        with replacing(target, overwrite=arguments.force) as place:
-            write_midi(place, notes, bends=arguments.bends)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "out.mid"
-        write_midi(file, notes, bends=arguments.bends)
-        with file.open("rb") as content:
-            shutil.copyfileobj(content, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
 
 
 def _draw(reader: AudioReader, notes: list[Note], job: Job, overwrite: bool) -> None:
