@@ -17,7 +17,6 @@ from torch import Tensor
 from .. import lowering
 from ..fallback import autocast, is_plain_call, stock_reason
 from ..geometry import Geometry
-from ..lowering import memory_format
 from . import core, operators
 from .core import unsupported_reason
 
@@ -69,14 +68,5 @@ class _Convolution(torch.autograd.Function):
         geometry, needs = ctx.geometry, ctx.needs_input_grad
         if torch.is_grad_enabled() or not is_plain_call(grad):
             return *operators.gradients(geometry, needs, input, weight, grad), None
-        of_input = of_weight = of_bias = None
-        if needs[0]:
-            of_input = core.empty(input.shape, input, memory_format(input))
-            core.input_grad(grad, weight, geometry, of_input)
-        if needs[1]:
-            of_weight = torch.empty_like(weight)
-            of_bias = torch.empty_like(bias) if needs[2] else None
-            core.weight_grad(input, grad, geometry, of_weight, of_bias)
-        elif needs[2]:
-            of_bias = grad.sum((0, 2, 3))
-        return of_input, of_weight, of_bias, None
+        gradients = operators.gradients_by(core, geometry, needs, input, weight, bias, grad)
+        return *gradients, None

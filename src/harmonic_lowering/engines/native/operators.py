@@ -35,7 +35,7 @@ from ..lowering import memory_format
 from ..triton import core as triton_core
 from . import core
 
-__all__ = ["gradients", "tap_conv2d"]
+__all__ = ["gradients", "gradients_by", "tap_conv2d"]
 
 _NAMESPACE = "harmonic_lowering"
 _GEOMETRY = "str taps, int[] stride, int[] padding, int dilation, SymInt groups"
@@ -71,6 +71,29 @@ def gradients(
     elif needs[2]:
         of_bias = grad.sum((0, 2, 3))
     return of_input, of_weight, of_bias if needs[2] else None
+
+
+def gradients_by(
+    kernels: Any,
+    geometry: Geometry,
+    needs: Sequence[bool],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients that are needed, by the kernels of an engine's `core`, once."""
+    of_input = of_weight = of_bias = None
+    if needs[0]:
+        of_input = core.empty(input.shape, input, memory_format(input))
+        kernels.input_grad(grad, weight, geometry, of_input)
+    if needs[1]:
+        of_weight = torch.empty_like(weight)
+        of_bias = torch.empty_like(bias) if needs[2] and bias is not None else None
+        kernels.weight_grad(input, grad, geometry, of_weight, of_bias)
+    elif needs[2]:
+        of_bias = grad.sum((0, 2, 3))
+    return of_input, of_weight, of_bias
 
 
 _geometry = Geometry.from_operator_arguments

@@ -7,7 +7,6 @@ turn out not to run. Who requested the engine gets an error; `convolve_or_stock`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from torch import Tensor
 from .. import blocked, lowering
 from ..fallback import autocast, double_backward, is_plain_call, stock_reason
 from ..geometry import Geometry
-from ..lowering import memory_format
 from ..native import operators
 from . import core
 from .core import auto_reason, unsupported_reason
@@ -84,30 +82,9 @@ class _Convolution(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain_call(grad):
             return *operators.gradients(geometry, needs, input, weight, grad), None, None
         try:
-            return *_gradients(geometry, needs, input, weight, bias, grad), None, None
+            gradients = operators.gradients_by(core, geometry, needs, input, weight, bias, grad)
+            return *gradients, None, None
         except core.CannotRunError:
             if ctx.requested:
                 raise
             return *double_backward(geometry, needs, input, weight, bias, grad), None, None
-
-
-def _gradients(
-    geometry: Geometry,
-    needs: Sequence[bool],
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    grad: Tensor,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients that are needed."""
-    of_input = of_weight = of_bias = None
-    if needs[0]:
-        of_input = torch.empty_like(input, memory_format=memory_format(input))
-        core.input_grad(grad, weight, geometry, of_input)
-    if needs[1]:
-        of_weight = torch.empty_like(weight)
-        of_bias = torch.empty_like(bias) if needs[2] and bias is not None else None
-        core.weight_grad(input, grad, geometry, of_weight, of_bias)
-    elif needs[2]:
-        of_bias = grad.sum((0, 2, 3))
-    return of_input, of_weight, of_bias
