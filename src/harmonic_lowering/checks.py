@@ -20,6 +20,7 @@ __all__ = [
     "IntPair",
     "Ratio",
     "as_anchors",
+    "as_channels",
     "as_count",
     "as_fraction",
     "as_int",
@@ -53,6 +54,13 @@ def as_int(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError("a bool is not meant as a number")
     return operator.index(value)
+
+
+def as_channels(waveform: Tensor) -> Tensor:
+    """Return a waveform (L,) or (C, L) as (C, L)."""
+    if waveform.ndim not in (1, 2):
+        raise ValueError(f"waveform must have shape (L,) or (C, L), got {tuple(waveform.shape)}")
+    return waveform if waveform.ndim == 2 else waveform[None]
 
 
 def as_count(name: str, value: object, least: int = 1) -> int:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..checks import as_channels
 from .estimator import Settings
 from .noise_sample import NoiseSample
 from .segment import (
@@ -275,12 +276,8 @@ class Denoiser:
         UserWarning
             If `noise` seems to be a voice or music, which would be removed.
         """
-        if waveform.ndim not in (1, 2):
-            raise ValueError(
-                f"waveform must have shape (L,) or (C, L), got {tuple(waveform.shape)}"
-            )
         began = time.monotonic()
-        channels = waveform if waveform.ndim == 2 else waveform[None]
+        channels = as_channels(waveform)
         stream = self.stream(
             lambda start, stop: channels[:, start:stop],
             channels.shape[1],

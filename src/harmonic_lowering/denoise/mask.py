@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import as_channels
 from ..spectral import Stft
 from ..weights import WeightsError, read_weights, write_weights
 from .mask_network import (
@@ -164,11 +165,7 @@ class LearntMask:
         ValueError
             If the shape is another, the recording shorter than half a window or not finite.
         """
-        if waveform.ndim not in (1, 2):
-            raise ValueError(
-                f"waveform must have shape (L,) or (C, L), got {tuple(waveform.shape)}"
-            )
-        channels = waveform if waveform.ndim == 2 else waveform[None]
+        channels = as_channels(waveform)
         blocks = self.stream(
             lambda start, stop: channels[:, start:stop], channels.shape[1], sample_rate
         )

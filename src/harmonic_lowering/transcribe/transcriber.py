@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import as_channels
 from ..optional import import_optional
 from ..weights import WeightsError, read_weights, write_weights
 from .network import FRAME_S, HOP, PITCHES, RATE, REACH, TranscriptionNetwork, vqt_levels
@@ -97,14 +98,10 @@ class Transcriber:
         Parameters
         ----------
         waveform : Tensor [shape=(L,) or (C, L)], floating-point
-            Channels are added.
+            Channels are averaged.
         sample_rate : int >= 1, Hz
         """
-        if waveform.ndim not in (1, 2):
-            raise ValueError(
-                f"waveform must have shape (L,) or (C, L), got {tuple(waveform.shape)}"
-            )
-        channels = waveform if waveform.ndim == 2 else waveform[None]
+        channels = as_channels(waveform)
         notes = self.stream(
             lambda start, stop: channels[:, start:stop], channels.shape[1], sample_rate
         )
