@@ -67,9 +67,24 @@ def test_features_do_not_depend_on_the_level():
     power = torch.rand(1, 512, 300).square() + 1e-3
     planes, level = mask_features(power)
     louder, loud_level = mask_features(1e6 * power)
-    assert planes.shape == (1, 6, 256, 300)
+    assert planes.shape == (1, 7, 256, 300)
     assert torch.allclose(planes, louder, atol=1e-3)
     assert torch.allclose(1e6 * level, loud_level)
+
+
+def test_a_quiet_stretch_does_not_lower_the_floor_around_it():
+    torch.manual_seed(0)
+    power = torch.randn(1, 512, 400, dtype=torch.complex64).abs().square()
+    gated = power.clone()
+    gated[..., 150:200] *= 1e-4
+    above, above_gated = (
+        mask_features(each)[0][:, 2:4].float().mean((0, 1, 2)) for each in (power, gated)
+    )
+    outside = torch.ones(400, dtype=torch.bool)
+    outside[140:210] = False
+    # 15 dB are 1.
+    assert (above_gated - above)[outside].abs().max() < 2 / 15
+    assert (above_gated - above)[155:195].abs().max() < 3 / 15
 
 
 def test_silence_has_finite_features():
@@ -84,9 +99,9 @@ def test_silence_has_finite_features():
 def test_folding_changes_nothing(layer):
     network = MaskNetwork((4, 4, 8, 8), layer)
     for _ in range(3):  # statistics that are not 0 and 1
-        network(3 + 2 * torch.randn(2, 6, 64, 40))
+        network(3 + 2 * torch.randn(2, 7, 64, 40))
     network.eval()
-    planes = torch.randn(1, 6, 272, 30)
+    planes = torch.randn(1, 7, 272, 30)
     for expected, folded in zip(network(planes), network.folded()(planes), strict=True):
         assert torch.allclose(expected, folded, atol=1e-5)
 
@@ -106,7 +121,7 @@ def test_an_unknown_layer_is_refused():
 
 def test_the_network_reaches_no_further_than_it_says():
     network = MaskNetwork((4, 4, 8, 8)).eval()
-    planes = torch.randn(1, 6, 32, 700)
+    planes = torch.randn(1, 7, 32, 700)
     changed = planes.clone()
     changed[..., 350:352] += 1
     for (one, two), stride in zip(
@@ -136,7 +151,7 @@ def test_a_recording_keeps_its_shape_and_dtype(rate):
 
 def test_blocks_give_what_the_whole_gives(monkeypatch):
     torch.manual_seed(1)
-    sound = torch.randn(2, 16000 * 20) * torch.linspace(0.01, 1, 16000 * 20)
+    sound = torch.randn(2, 16000 * 30) * torch.linspace(0.01, 1, 16000 * 30)
     mask = untrained()
     monkeypatch.setattr(mask_module, "_BLOCK", 10**6)
     whole = mask.apply(sound, 16000)
@@ -148,7 +163,7 @@ def test_blocks_give_what_the_whole_gives(monkeypatch):
         return sound[:, start:stop]
 
     blocks = list(mask.stream(read, sound.shape[1], 16000))
-    assert len(blocks) == 5
+    assert len(blocks) == 8
     assert max(reads) < sound.shape[1]
     assert torch.allclose(torch.cat(blocks, 1), whole, atol=2e-4)
 

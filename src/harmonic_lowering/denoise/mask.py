@@ -25,7 +25,7 @@ from ..checks import as_channels
 from ..spectral import Stft
 from ..weights import WeightsError, read_weights, write_weights
 from .mask_network import (
-    LOCAL,
+    FEATURE_REACH,
     NOISE_FRAMES,
     NOISE_ROWS,
     REACH,
@@ -199,7 +199,7 @@ class LearntMask:
             )
         hop = transform.hop_length
         # Even, for the network's stride; whole windows more, for the mirrored ends.
-        context = REACH + 2 * LOCAL + 2 * _OPENING + 2
+        context = REACH + FEATURE_REACH + 2 * _OPENING + 2
         context = hop * (context + context % 2 + 4)
         block = hop * _BLOCK
         for start in range(0, length, block):
