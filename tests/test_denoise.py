@@ -203,7 +203,7 @@ def test_a_sample_of_the_noise_replaces_the_estimate():
     clean = speech(3.3)
     noisy = clean + swelling(len(clean), 0)
     sample = swelling(2 * RATE, 1)
-    remove_noise = Denoiser(quality="fast")
+    remove_noise = Denoiser(quality="fast", start="random")
     found, given = remove_noise(noisy, RATE), remove_noise(noisy, RATE, noise=sample)
     assert given.summary.removed_db > found.summary.removed_db + 3
     assert si_sdr(clean, given.waveform) > si_sdr(clean, found.waveform) + 1
@@ -272,7 +272,9 @@ def test_summary_tells_the_levels(scale):
 @pytest.mark.slow
 def test_summary_tells_that_noise_which_changes_may_remain():
     clean = speech(3.3)
-    summary = Denoiser(quality="fast")(clean + swelling(len(clean), 0), RATE).summary
+    summary = Denoiser(quality="fast", start="random")(
+        clean + swelling(len(clean), 0), RATE
+    ).summary
     assert summary.steady is False
     assert "its level changes" in summary.warning
 
@@ -456,7 +458,8 @@ def test_segments_join_without_a_seam(monkeypatch):
     half = lambda weights, ratio: torch.full_like(ratio, 0.5)  # noqa: E731
     monkeypatch.setattr(prior, "posterior_gain", half)
     noisy = torch.randn(2, 3 * RATE + 17, dtype=torch.float64)
-    settings = {**SMALL, "segment_s": 0.7, "overlap_s": 0.2, "hum": False, "rumble": False}
+    settings = {**SMALL, "segment_s": 0.7, "overlap_s": 0.2, "start": "random"}
+    settings |= {"hum": False, "rumble": False}
     assert torch.allclose(Denoiser(**settings)(noisy, RATE).waveform, 0.5 * noisy, atol=1e-12)
 
 

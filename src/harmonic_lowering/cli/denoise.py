@@ -78,6 +78,11 @@ def add_parser(subparsers: Any) -> None:
         "short recordings take more for each second (default: %(default)s)",
     )  # fmt: skip
     add(
+        "--start", choices=("learnt", "random"), default=default.start,
+        help="learnt: a mask that has learnt from synthetic sounds has a say, and is all there is "
+        "with --quality fast; random: nothing but this recording is used (default: %(default)s)",
+    )  # fmt: skip
+    add(
         "--method", choices=("prior", "dap"), default=default.method,
         help="prior, or the deep audio prior as published, slower and worse (default: %(default)s)",
     )  # fmt: skip
@@ -163,6 +168,7 @@ def _options(arguments: argparse.Namespace) -> Options:
             steps=arguments.steps,
             time_limit=arguments.time_limit,
             seed=arguments.seed,
+            start=arguments.start,
             device=arguments.device,
             strength=arguments.strength,
             atten_lim=arguments.atten_lim,

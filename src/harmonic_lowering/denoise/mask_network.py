@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..modules import HarmonicConv2d
 
 __all__ = [
-    "FEATURE_REACH",
     "NOISE_FRAMES",
     "NOISE_ROWS",
     "MaskNetwork",
@@ -27,8 +26,6 @@ __all__ = [
 FEATURES = 7  # planes
 NOISE_ROWS, NOISE_FRAMES = 8, 2  # rows and frames of one value of N
 LOCAL = 62  # frames on each side of a local mean, which is taken twice: about ±2 s
-REACH = 148  # frames on each side that a value of the network depends on
-FEATURE_REACH = 8 * LOCAL + 5  # and a plane: four local means, smoothed powers and swells
 
 _FINE = 512  # bins that are rows of their own, up to 8 kHz
 _MERGED = 16  # bins of each row above
