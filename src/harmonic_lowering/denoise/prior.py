@@ -24,6 +24,7 @@ __all__ = ["PriorEstimator"]
 _STEPS = {"fast": 50, "default": 300, "best": 600}
 _STARTS = {"fast": 1, "default": 1, "best": 3}
 _CROP_S = 1.33  # of the recording, which one step sees
+_SINGLE_HZ = 8000  # the highest bin that the network sees by itself; above, 16 bins are merged
 _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB tells no more about the gain and only disturbs the fit
 
 _Models: TypeAlias = Sequence[NoiseModel | NoiseSample | None]  # of each channel, None if silent
@@ -69,7 +70,8 @@ class PriorEstimator:
                 models.append(NoiseModel.of(channel, sample_rate, settings.windows_s))
         analysis = _choose_stft(dehummed, settings.transforms(sample_rate), models)
         crop = round(_CROP_S * sample_rate / analysis.transform.hop_length)
-        spectrum = _filter(analysis, crop, settings, report, time_limit)
+        single = int(_SINGLE_HZ * analysis.transform.n_fft / sample_rate) + 1
+        spectrum = _filter(analysis, crop, single, settings, report, time_limit)
         clean = analysis.transform.inverse(spectrum, noisy.shape[1])
         if settings.rumble:
             clean = cut_rumble(clean, dehummed, sample_rate)
@@ -128,7 +130,12 @@ def _choose_stft(dehummed: Tensor, transforms: Sequence[Stft], models: _Models) 
 
 
 def _filter(
-    analysis: _Analysis, crop: int, settings: Settings, report: Report, time_limit: float | None
+    analysis: _Analysis,
+    crop: int,
+    single: int,
+    settings: Settings,
+    report: Report,
+    time_limit: float | None,
 ) -> Tensor:
     """Filter the spectrum once for each random start, and average the results."""
     if not analysis.powers:
@@ -150,6 +157,7 @@ def _filter(
             replace(settings, seed=settings.seed + start),
             report_start,
             crop=crop,
+            single=single,
             time_limit=None if time_limit is None else time_limit / (settings.starts - start),
         )
         results.append(analysis.spectrum * posterior_gain(weights.to(ratio), ratio))
