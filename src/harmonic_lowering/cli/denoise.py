@@ -69,8 +69,8 @@ def add_parser(subparsers: Any) -> None:
     add("--json", action="store_true", help="report each recording as a line of JSON")
     add(
         "--jobs", type=int, metavar="N",
-        help="recordings at a time, each with one thread (default: 1, with all threads; on a "
-        "cluster as many as keep it busy)",
+        help="recordings at a time, or stretches of a single long one, each with one thread "
+        "(default: 1, with all threads; on a cluster as many as keep it busy)",
     )  # fmt: skip
     add(
         "--quality", choices=("fast", "default", "best"), default=default.quality,

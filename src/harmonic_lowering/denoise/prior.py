@@ -27,6 +27,7 @@ __all__ = ["PriorEstimator"]
 _STEPS = {"fast": 50, "default": 300, "best": 600}
 _STARTS = {"fast": 1, "default": 1, "best": 3}
 _CROP_S = 1.33  # of the recording, which one step sees
+_SINGLE_HZ = 8000  # the highest bin that the network sees by itself; above, 16 bins are merged
 _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB tells no more about the gain and only disturbs the fit
 
 # Of each channel, None if it is silent.
@@ -106,7 +107,8 @@ def _fitted(
     """Filter a segment (C, L) with the network that was fitted to it."""
     analysis = _choose_stft(sound, settings.transforms(sample_rate), models)
     crop = round(_CROP_S * sample_rate / analysis.transform.hop_length)
-    spectrum = _filter(analysis, crop, settings, report, time_limit)
+    single = int(_SINGLE_HZ * analysis.transform.n_fft / sample_rate) + 1
+    spectrum = _filter(analysis, crop, single, settings, report, time_limit)
     clean = analysis.transform.inverse(spectrum, sound.shape[1])
     found = [model for model in models if isinstance(model, NoiseModel | RaisedNoise)]
     steady = all(model.steady for model in found) if found else None
@@ -163,7 +165,12 @@ def _choose_stft(dehummed: Tensor, transforms: Sequence[Stft], models: _Models) 
 
 
 def _filter(
-    analysis: _Analysis, crop: int, settings: Settings, report: Report, time_limit: float | None
+    analysis: _Analysis,
+    crop: int,
+    single: int,
+    settings: Settings,
+    report: Report,
+    time_limit: float | None,
 ) -> Tensor:
     """Filter the spectrum once for each random start, and average the results."""
     if not analysis.powers:
@@ -185,6 +192,7 @@ def _filter(
             replace(settings, seed=settings.seed + start),
             report_start,
             crop=crop,
+            single=single,
             time_limit=None if time_limit is None else time_limit / (settings.starts - start),
         )
         results.append(analysis.spectrum * posterior_gain(weights.to(ratio), ratio))
