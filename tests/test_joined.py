@@ -85,7 +85,11 @@ def learnt(noise, sound):
     """What a mask says that knows the noise (F, T)."""
     transform = LearntMask.transform(RATE)
     spectrum = transform(sound)
-    return Learnt(transform, spectrum, MaskEstimate(torch.ones_like(noise), noise))
+    return Learnt(
+        transform,
+        spectrum,
+        MaskEstimate(torch.ones_like(noise), noise, torch.zeros(noise.shape[1])),
+    )
 
 
 def test_noise_on_which_both_agree_stays():

@@ -7,7 +7,8 @@ more, so the prior is given
 .. math:: N = N_p \left(\frac{N_m}{N_p}\right)^{λ}, \qquad
     λ = \sigma\left(\frac{10 \log_{10} (N_m / N_p) − d}{1.5\,\mathrm{dB}}\right),
 
-with λ averaged over ±125 Hz and ±64 ms, because noise moves in regions and not in bins. The answer
+with λ averaged over ±125 Hz and ±64 ms, because noise moves in regions and not in bins, and 0 where
+the mask finds the recording clean. The answer
 is the mean of what the prior then makes of the recording and of what the mask does: their errors
 differ. The numbers were chosen on recordings that no score is reported on (`research/mask`).
 """
@@ -95,7 +96,7 @@ class Learnt:
         share = ((missing_db - _EQUAL_DB) / _SLOPE_DB).sigmoid()
         size = [2 * reach + 1 for reach in _REACH]
         share = F.avg_pool2d(share[None], size, 1, list(_REACH), count_include_pad=False)[0]
-        by_db = share * missing_db
+        by_db = share * missing_db * (1 - self.estimate.opening)
 
         def raised(model: NoiseModel | NoiseSample) -> RaisedNoise:
             steady = isinstance(model, NoiseModel) and model.steady and self.steady

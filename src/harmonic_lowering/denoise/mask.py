@@ -51,10 +51,13 @@ class MaskEstimate:
         Share of the amplitude to keep, 0 to 1.
     noise : Tensor [shape=(bins, T)]
         Power N(f, t) of the noise, in units of the input's |X|².
+    opening : Tensor [shape=(T,)]
+        How far the mask is opened, because the recording is clean there: 0 to 1, in `gain` already.
     """
 
     gain: Tensor
     noise: Tensor
+    opening: Tensor
 
 
 class LearntMask:
@@ -138,9 +141,12 @@ class LearntMask:
             noise.mean(1, keepdim=True), _OPENING
         ).clamp_min(1e-30)
         opening = (10 * ratio.clamp_min(1e-3).log10() - _OPENS_DB) / (_OPEN_DB - _OPENS_DB)
-        mask = torch.lerp(mask, torch.ones_like(mask), opening.clamp(0, 1))
+        opening = opening.clamp(0, 1)
+        mask = torch.lerp(mask, torch.ones_like(mask), opening)
         bins = power.shape[0]
-        return MaskEstimate(split_rows(mask[0], bins), split_rows(noise[0], bins))
+        return MaskEstimate(
+            split_rows(mask[0], bins), split_rows(noise[0], bins), opening.flatten()
+        )
 
     def apply(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """Filter a recording.
