@@ -20,7 +20,6 @@ import torch
 
 import harmonic_lowering
 from harmonic_lowering.denoise import Denoiser
-from harmonic_lowering.denoise.mask import LearntMask
 
 from . import classical, peers
 from .mixtures import CLEAN, Mixture
@@ -99,64 +98,48 @@ def _resample(sound: Array, before: int, after: int) -> Array:
 
 # The package's own ----------------------------------------------------------------------------
 
-# The files that the prior alone and the learnt mask alone depend on. Each is a whole folder's
-# code without what cannot matter, so that a new file counts until somebody says it does not.
-_PRIOR = ("denoise", "spectral.py", "-dap.py")
+# What results depend on. A new file in the folder counts until it is spared here.
+_LEARNT = ("denoise", "spectral.py", "-dap.py")
+_RANDOM = (*_LEARNT, "-mask.py", "-mask_network.py", "-mask.safetensors", "-joined.py")
 _DAP = ("denoise/dap.py", "denoise/network.py", "spectral.py")
-_MASK = ("denoise/mask.py", "denoise/mask_network.py", "denoise/weights", "spectral.py")
-
-_RANDOM: dict[str, object] = {}  # arguments of the prior that has seen nothing but the recording
 
 
-def _denoiser(code: tuple[str, ...] = _PRIOR, **arguments: object) -> dict[str, object]:
-    def run(noisy: Array, _: Array, sample_rate: int) -> Array:
-        sound = torch.from_numpy(noisy).float()
-        return Denoiser(**arguments)(sound, sample_rate).waveform.double().numpy()
+def _denoiser(
+    code: tuple[str, ...] = _LEARNT, told: bool = False, **arguments: object
+) -> dict[str, object]:
+    """Return what makes a method of a Denoiser's arguments."""
 
-    return {"run": run, "settings": f"Denoiser({_words(arguments)})", "code": code}
-
-
-def _told(**arguments: object) -> dict[str, object]:
     def run(noisy: Array, noise: Array, sample_rate: int) -> Array:
         sound, sample = (torch.from_numpy(x).float() for x in (noisy, noise))
-        denoised = Denoiser(**arguments)(sound, sample_rate, noise=sample)
-        return denoised.waveform.double().numpy()
+        given = {"noise": sample} if told else {}
+        return Denoiser(**arguments)(sound, sample_rate, **given).waveform.double().numpy()
 
-    return {"run": run, "settings": f"Denoiser({_words(arguments)}), noise", "code": _PRIOR}
-
-
-def _learnt_mask(noisy: Array, _: Array, sample_rate: int) -> Array:
-    return _mask().apply(torch.from_numpy(noisy).float(), sample_rate).double().numpy()
+    words = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return {"run": run, "settings": f"Denoiser({words})", "code": code}
 
 
-@cache
-def _mask() -> LearntMask:
-    return LearntMask.load()
-
-
-def _words(arguments: dict[str, object]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+def _prior(**arguments: object) -> dict[str, object]:
+    return _denoiser(_RANDOM, start="random", **arguments)
 
 
 OURS = (
+    Method("default", "this package: prior and learnt mask", trained=True, **_denoiser()),
     Method(
-        "mask", "this package, the learnt mask alone", _learnt_mask, trained=True,
-        settings="LearntMask", code=_MASK,
-    ),
-    Method("prior", "this package, the prior alone", **_denoiser(**_RANDOM)),
-    Method(
-        "prior-fast", "the same, quality fast", slow=True, **_denoiser(quality="fast", **_RANDOM)
+        "fast", "this package: the learnt mask alone", trained=True, **_denoiser(quality="fast")
     ),
     Method(
-        "prior-best", "the same, quality best", slow=True, **_denoiser(quality="best", **_RANDOM)
+        "best", "as default, quality best", trained=True, slow=True, **_denoiser(quality="best")
     ),
+    Method("prior", "this package: the prior alone, from a random start", **_prior()),
+    Method("prior-fast", "the same, quality fast", slow=True, **_prior(quality="fast")),
+    Method("prior-best", "the same, quality best", slow=True, **_prior(quality="best")),
     Method(
         "prior-plain", "the same network with Conv2d", slow=True, parts=("steady",),
-        **_denoiser(layer="plain", **_RANDOM),
+        **_prior(layer="plain"),
     ),
     Method(
-        "prior-told", "the prior alone, given the noise", oracle="the noise",
-        parts=("steady",), only=("motors",), **_told(**_RANDOM),
+        "prior-told", "the prior, given the noise", oracle="the noise", parts=("steady",),
+        only=("motors",), **_prior(told=True),
     ),
     Method(
         "dap", "complex-STFT fit as published, 1000 of its 10,000 steps", slow=True,
@@ -245,7 +228,7 @@ def _digest(code: tuple[str, ...]) -> str:
     package = Path(harmonic_lowering.__file__).parent
     spared = {name[1:] for name in code if name.startswith("-")}
     digest = hashlib.sha256()
-    for name in code:
+    for name in (name for name in code if not name.startswith("-")):
         path = Path(classical.__file__) if name == "classical" else package / name
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.suffix in (".py", ".safetensors") and file.name not in spared:

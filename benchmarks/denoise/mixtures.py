@@ -18,8 +18,8 @@ from .recordings import NOISES as RECORDED
 from .recordings import SAMPLE_RATE, SOUNDS, Array, Recording, fetch, load, normalised, read
 
 __all__ = [
-    "CLEAN", "FAULTS", "KEPT", "NOISES", "PARTS", "Made", "Mixture", "add_noise", "fetch_for",
-    "is_for_slow", "make", "mixtures", "reference",
+    "CLEAN", "FAULTS", "KEPT", "NOISES", "PARTS", "SWELLING", "Made", "Mixture", "add_noise",
+    "fetch_for", "is_for_slow", "make", "mixtures", "reference", "sound",
 ]  # fmt: skip
 
 NOISES = {
@@ -71,6 +71,7 @@ _OF_PART: Mapping[str, tuple[str, ...]] = {  # the others take every recording t
     "stereo": ("announcer", "dutch-v", "guitar", "piano", "synthesiser"),
 }  # fmt: skip
 _REAL_NOISES = ("rain", "river", "wind", "water", "train", "applause", "crowd")
+SWELLING = ("wind", "water", "train", "applause", "crowd")  # by 3 dB and more
 _KINDS = {one.name: one.kind for one in SOUNDS} | {SAW: "music"}
 
 
@@ -179,7 +180,7 @@ def make(mixture: Mixture, cache: Path, file: Path | None = None) -> Made:
         if len(clean) == 1:
             clean = clean * np.array([[1.0], [0.6]])  # a voice that sits to the left
         return Made(clean, add_noise(clean, name, noise, level, cache, _STEREO_RATE), _STEREO_RATE)
-    clean = _sound(name, cache, file)
+    clean = sound(name, cache, file)
     if noise in NOISES or noise == CLEAN:
         return Made(clean, add_noise(clean, name, noise, level, cache))
     if noise == "clicks":
@@ -209,6 +210,15 @@ def make(mixture: Mixture, cache: Path, file: Path | None = None) -> Made:
         dither = faults.dither(len(gain), _random(name, noise))
         clean, noisy = gain * clean, gain * noisy + dither
     return Made(clean, noisy - clean, gain=gain)
+
+
+def sound(name: str, cache: Path, file: Path | None = None) -> Array:
+    """Return a recording by its name, at 16 kHz, or that of a file; the saw is made."""
+    if file is not None:
+        return normalised(read(file))
+    if name == SAW:
+        return normalised(faults.saw(4 * SAMPLE_RATE, SAMPLE_RATE))
+    return load(_recording(name), cache)
 
 
 def add_noise(
@@ -246,14 +256,6 @@ def _recording(name: str) -> Recording:
     return next(one for one in SOUNDS if one.name == name)
 
 
-def _sound(name: str, cache: Path, file: Path | None) -> Array:
-    if file is not None:
-        return normalised(read(file))
-    if name == SAW:
-        return normalised(faults.saw(4 * SAMPLE_RATE, SAMPLE_RATE))
-    return load(_recording(name), cache)
-
-
 def _noise(
     noise: str, length: int, random: np.random.Generator, cache: Path, sample_rate: int
 ) -> Array:
@@ -269,13 +271,13 @@ def _noise(
     recorded = next((one for one in RECORDED if one.name == noise), None)
     if recorded is None:
         raise ValueError(f"no noise is called {noise!r}, only {', '.join(NOISES)}")
-    sound = load(recorded, cache, sample_rate)
-    start = int(random.integers(len(sound)))
-    return np.resize(np.roll(sound, -start), length)
+    wave = load(recorded, cache, sample_rate)
+    start = int(random.integers(len(wave)))
+    return np.resize(np.roll(wave, -start), length)
 
 
 def _pink(length: int, random: np.random.Generator, sample_rate: int) -> Array:
     spectrum = np.fft.rfft(random.standard_normal(length))
     hertz = np.fft.rfftfreq(length, 1 / sample_rate)
-    sound = np.fft.irfft(spectrum * (hertz >= 20) / np.sqrt(np.maximum(hertz, 20)), length)
-    return sound / np.std(sound)
+    wave = np.fft.irfft(spectrum * (hertz >= 20) / np.sqrt(np.maximum(hertz, 20)), length)
+    return wave / np.std(wave)

@@ -10,7 +10,7 @@ from statistics import fmean
 from ..common.tables import markdown
 from .measure import DenoiserRow
 from .methods import METHODS, OURS, Method
-from .mixtures import FAULTS, KEPT, NOISES, PARTS, Mixture, reference
+from .mixtures import FAULTS, KEPT, NOISES, PARTS, SWELLING, Mixture, reference
 from .recordings import LICENCES, SOUNDS, load, periodicity, swell_db
 from .recordings import NOISES as RECORDED
 
@@ -89,11 +89,16 @@ def page(
     ):  # fmt: skip
         if not results.noisy:
             continue
-        text += [f"## {PARTS[part].capitalize()}", words, overview(results)]
+        text += [f"## {_title(part)}", words, overview(results)]
+        if part == "real":
+            text += [
+                f"Only the noises that swell by 3 dB and more, {', '.join(SWELLING)}:",
+                overview(results, where=lambda row: row.noise in SWELLING),
+            ]
         if part in pictures:
             text.append(f"![Gain in SI-SDR by noise]({pictures[part]})")
         text += ["Gain in SI-SDR by noise, speech / music, in dB:", _by_noise(results)]
-        if part == "real" and (found := _noises(cache)):
+        if part == "real" and (found := _noises(cache, results)):
             text += [
                 "How much each noise swells (distance of its quiet and loud quarter seconds), and "
                 "how periodic it is (the median peak of the autocorrelation at 70 to 600 Hz; "
@@ -112,7 +117,7 @@ def page(
         ]
     if stereo.noisy:
         text += [
-            f"## {PARTS['stereo'].capitalize()}",
+            f"## {_title('stereo')}",
             "White noise and wind, other in each channel. The scores take both channels as one "
             "sound. Methods for one channel were given one after the other.",
             overview(stereo),
@@ -304,11 +309,12 @@ def _losses(parts: Iterable[Results]) -> str:
     )
 
 
-def _noises(cache: Path) -> str:
-    """Describe the recorded noises, if they are here."""
+def _noises(cache: Path, results: Results) -> str:
+    """Describe the recorded noises of a part, if they are here."""
     lines = []
     for noise in RECORDED:
-        if noise.use == "report" and all((cache / path).is_file() for path in noise.paths):
+        used = any(mixture.noise == noise.name for mixture in results.noisy)
+        if used and all((cache / path).is_file() for path in noise.paths):
             sound = load(noise, cache)
             about = [f"{swell_db(sound):.1f} dB", f"{periodicity(sound):.2f}"]
             lines.append([noise.name, noise.what, *about])
@@ -365,7 +371,7 @@ def draw(rows: Iterable[DenoiserRow], part: str, path: Path) -> bool:
         axis.spines[["top", "right"]].set_visible(False)
         # Values far below zero are in the tables; here they would flatten the rest.
         axis.set_ylim(bottom=max(axis.get_ylim()[0], -6))
-    axes[0].set_title(f"{PARTS[part].capitalize()}: mean gain")
+    axes[0].set_title(f"{_title(part)}: mean gain")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
@@ -384,7 +390,7 @@ _COLOURS = {
     "gtcrn": "#8fb573",
     "conv-tasnet": "#5e8c4a",
     "deepfilternet3": "#2f5d33",
-    "mask": "#7fc4e8",
+    "fast": "#7fc4e8",
     "prior": "#4a7fd1",
     "default": "#123a8c",
 }
@@ -393,6 +399,10 @@ _COLOURS = {
 def _where(**wanted: str) -> Where:
     """Return a condition on a row's fields."""
     return lambda row: all(getattr(row, name) == value for name, value in wanted.items())
+
+
+def _title(part: str) -> str:
+    return PARTS[part][0].upper() + PARTS[part][1:]
 
 
 def _mark(method: Method) -> str:
