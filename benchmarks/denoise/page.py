@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -60,8 +61,13 @@ def results_of(rows: Iterable[DenoiserRow], *parts: str) -> Results:
 
 def _is_current(row: DenoiserRow) -> bool:
     """Whether the present code has given the row; that of a package that is not here counts."""
-    method = METHODS.get(row.method)
-    return method is not None and bool(method.missing() or method.version() == row.version)
+    return row.method in METHODS and _version(row.method) in (None, row.version)
+
+
+@cache
+def _version(name: str) -> str | None:
+    """Return the version of a method that can run here."""
+    return None if METHODS[name].missing() else METHODS[name].version()
 
 
 def page(
