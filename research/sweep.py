@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from benchmarks.common.tables import markdown
-from benchmarks.denoise.mixtures import NOISES, mixture
+from benchmarks.denoise.mixtures import NOISES, add_noise
 from benchmarks.denoise.recordings import NOISES as RECORDED
 from benchmarks.denoise.recordings import (
-    RECORDINGS,
     SAMPLE_RATE,
+    SOUNDS,
     default_cache,
     fetch,
     load,
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--debs", type=Path, help="folder with the Debian packages, instead of apt-get")
     arguments = parser.parse_args(argv)
     sounds = {path.stem: path for path in arguments.sound}
-    known = {one.name: one for one in (*RECORDINGS, *RECORDED)}
+    known = {one.name: one for one in (*SOUNDS, *RECORDED)}
     try:
         chosen = [
             Mixture.parse(text) for name in arguments.mixtures for text in SETS.get(name, [name])
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 else load(known[m.recording], arguments.cache)
             )
             speech = m.recording in sounds or known[m.recording].kind == "speech"
-            noise = mixture(clean, m.recording, m.noise, m.level_db, arguments.cache)
+            noise = add_noise(clean, m.recording, m.noise, m.level_db, arguments.cache)
             rows.append((speech, *score(settings, clean, noise, speech)))
             print(f"{text}  {':'.join(map(str, m))}  {rows[-1][1]:.2f} dB", file=sys.stderr)
         talk, music = ([row for row in rows if row[0] is kind] for kind in (True, False))

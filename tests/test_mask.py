@@ -3,7 +3,6 @@
 import builtins
 import itertools
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from harmonic_lowering.denoise.mask_network import (
     split_rows,
 )
 from harmonic_lowering.metrics import si_sdr
-from research.mask import evaluate, recordings
+from research.mask import evaluate
 from research.mask.canvas import Canvas, damped_sines
 from research.mask.examples import NOISES, SOUNDS, draw_batch, draw_example, draw_sound
 from research.mask.noises import KINDS, measured_power, noise
@@ -380,43 +379,3 @@ def test_the_command_trains_stops_and_goes_on(tmp_path, capsys):
     assert LearntMask.load(tmp_path / "mask.safetensors").network.widths == (4, 4, 4, 8)
     with pytest.raises(ValueError, match="another seed"):
         main([*command, "--seed", "1"])
-
-
-# Recordings to judge by ------------------------------------------------------------------------
-
-
-def test_choices_and_reports_share_no_recording():
-    everything = [*recordings.SOUNDS, *recordings.NOISES]
-    chosen = {one.path for one in everything if one.use == "choose"}
-    reported = {one.path for one in everything if one.use == "report"}
-    assert chosen
-    assert reported
-    assert not chosen & reported
-    assert len({one.name for one in everything}) == len(everything)
-
-
-def test_periodicity_tells_a_tone_from_noise():
-    random = np.random.default_rng(0)
-    tone = np.sign(np.sin(2 * np.pi * 200 * np.arange(16000) / 16000))
-    assert recordings.periodicity(random.standard_normal(16000)) < 0.25
-    assert recordings.periodicity(tone) > 0.9
-
-
-def test_swell_is_the_distance_of_loud_and_quiet():
-    sound = np.random.default_rng(0).standard_normal(64000)
-    sound[32000:] *= 10
-    assert recordings.swell_db(sound) == pytest.approx(20, abs=1)
-
-
-def test_recordings_are_read_at_one_level(tmp_path):
-    import soundfile
-
-    path = Path("package") / "sound.wav"
-    (tmp_path / "package").mkdir()
-    wave = 0.1 * np.random.default_rng(0).standard_normal(44100)
-    soundfile.write(tmp_path / path, wave, 44100)
-    noise_read = recordings.load(
-        recordings.Recording("x", "noise", "choose", str(path)), cache=tmp_path
-    )
-    assert len(noise_read) == 64000
-    assert np.mean(noise_read**2) == pytest.approx(1, rel=1e-3)

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from harmonic_lowering.audio import replacing
@@ -15,16 +15,14 @@ from harmonic_lowering.audio import replacing
 from ..common import machine
 from .measure import DenoiserRow, combinations, read_table, run
 from .methods import METHODS
-from .mixtures import CLEAN, NOISES
-from .page import Results, _overview, draw, page
-from .recordings import NOISES as RECORDED
-from .recordings import RECORDINGS, default_cache, fetch
+from .mixtures import FAULTS, KEPT, NOISES, PARTS, fetch_for, mixtures
+from .page import draw, overview, page, results_of
+from .recordings import SOUNDS, default_cache
 
 TABLE = Path(__file__).with_name("results.csv")
 PAGE = machine.ROOT / "docs" / "denoising.md"
-LEVELS = (0.0, 5.0, 10.0)
-DEFAULT_NOISES = ("white", "pink", "hum", "hiss")
-QUICK_RECORDINGS = ("librivox-a", "guitar")
+REPORTED = tuple(part for part in PARTS if part != "choose")
+QUICK = ("librivox-a", "guitar")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,83 +44,107 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.page_only:
         return _write_page(arguments, arguments.page or PAGE)
-    quick = arguments.quick
     sounds = {path.stem: path for path in arguments.sound}
-    names = arguments.recordings or (
-        QUICK_RECORDINGS if quick else (*sounds, *(one.name for one in RECORDINGS))
+    parts = arguments.parts or (("steady",) if arguments.quick else REPORTED)
+    if not _known(arguments.methods, METHODS) or not _known(arguments.parts, PARTS):
+        return 2
+    possible = [one for part in PARTS for one in mixtures(part, sounds)]
+    chosen = list(dict.fromkeys(one for part in parts for one in mixtures(part, sounds)))
+    if arguments.quick:
+        chosen = [
+            one
+            for one in chosen
+            if one.recording in QUICK and one.noise == "white" and one.level_db == 10
+        ]
+    for given, field in (
+        (arguments.recordings, "recording"),
+        (arguments.noises, "noise"),
+        (arguments.levels, "level_db"),
+    ):
+        if not _known(given, {getattr(one, field): None for one in possible}):
+            return 2
+        chosen = [one for one in chosen if not given or getattr(one, field) in given]
+    if not chosen:
+        print("error: no mixture of the chosen parts is of that kind", file=sys.stderr)
+        return 2
+    methods = _present(arguments.methods or list(METHODS))
+    wanted = combinations(chosen, methods, slow_everywhere=bool(arguments.methods))
+    fetch_for(chosen, arguments.cache, arguments.debs)
+    rows = run(wanted, arguments.table, arguments.cache, sounds, arguments.jobs, _say)
+
+    measured = [rows[key] for key in wanted]
+    for part in parts:
+        if found := overview(results_of(measured, part)):
+            print(f"{PARTS[part]}\n\n{found}\n")
+    whole = not (
+        arguments.quick
+        or arguments.parts
+        or arguments.recordings
+        or arguments.noises
+        or arguments.levels
+        or arguments.methods
     )
-    noises = arguments.noises or (("white",) if quick else DEFAULT_NOISES)
-    levels = arguments.levels or ((10.0,) if quick else LEVELS)
-    methods = arguments.methods or list(METHODS)
-    known = {one.name: one for one in RECORDINGS}
-    for given, may in ((names, (*known, *sounds)), (noises, NOISES), (methods, METHODS)):
-        for name in given:
-            if name not in may:
-                print(f"error: there is no {name!r}; choose from {', '.join(may)}", file=sys.stderr)
-                return 2
+    target = arguments.page or (PAGE if whole else None)
+    if target:
+        _write_page(arguments, target)
+    return 1 if any(row.error for row in measured) else 0
+
+
+def _known(given: Collection[object] | None, may: Collection[object]) -> bool:
+    """Say which name is wrong, if one is."""
+    for name in given or ():
+        if name not in may:
+            print(
+                f"error: there is no {name!r}; choose from {', '.join(map(str, may))}",
+                file=sys.stderr,
+            )
+            return False
+    return True
+
+
+def _present(names: Sequence[str]) -> list[str]:
+    """Return the methods that can run here, and name the others."""
     present = []
-    for name in methods:
+    for name in names:
         if reason := METHODS[name].missing():
             print(f"left out: {name}, {reason}", file=sys.stderr)
         else:
             present.append(name)
     for package in ("pesq", "pystoi"):
         if importlib.util.find_spec(package) is None:
-            print(f"left out: the score of {package}, which is not installed", file=sys.stderr)
-    recorded = [one for one in RECORDED if one.name in noises]
-    fetch([known[n] for n in names if n in known] + recorded, arguments.cache, arguments.debs)
-
-    kinds = [(name, known[name].kind if name in known else "speech") for name in names]
-    # Slow methods run everywhere only when they are named.
-    few = (lambda *_: True) if arguments.methods else slow_on
-    wanted = combinations(kinds, noises, levels, present, few)
-    if not quick:
-        clean = [name for name in ("prior", "prior-fast") if name in present]
-        wanted += combinations(kinds, (CLEAN,), (float("inf"),), clean, lambda *_: False)
-    rows = run(wanted, arguments.table, arguments.cache, sounds, arguments.jobs, _say)
-
-    chosen = [rows[key] for key in wanted]
-    results = Results(chosen)
-    print(_overview(results, results.full, None))
-    whole = not (
-        quick or arguments.recordings or arguments.noises or arguments.levels or arguments.methods
-    )
-    target = arguments.page or (PAGE if whole else None)
-    if target:
-        _write_page(arguments, target)
-    return 1 if any(row.error for row in chosen) else 0
+            print(f"left out: the score of {package}: pip install {package}", file=sys.stderr)
+    return present
 
 
 def _write_page(arguments: argparse.Namespace, target: Path) -> int:
-    rows = read_table(arguments.table).values()
-    if "noisy" not in Results(rows).rows:
+    rows = list(read_table(arguments.table).values())
+    if not any(row.method == "noisy" for row in rows):
         raise ValueError(
-            f"{arguments.table} has no row of the method noisy that the present code has given: "
-            "measure first, without --page-only"
+            f"{arguments.table} has no row of the method noisy: measure first, without --page-only"
         )
-    picture = target.parent / "images" / "denoising.png"
+    folder = target.parent / "images"
     conditions = _conditions(arguments.jobs)
     if arguments.page_only and target.exists():
         # Nothing was measured here and now: what the page says of the machine remains true.
         found = re.search(r"^.*measurements at a time.*$", target.read_text(), re.M)
         conditions = found[0] if found else conditions
-    draw(rows, picture)
-    with replacing(target) as part:
-        part.write_text(page(rows, "images/denoising.png", conditions), encoding="utf-8")
-    print(f"wrote {target}, {picture}")
+    pictures = {}
+    for part in ("steady", "real"):
+        picture = folder / ("denoising.png" if part == "steady" else f"denoising-{part}.png")
+        if draw(rows, part, picture):
+            pictures[part] = f"images/{picture.name}"
+    text = page(rows, pictures, conditions, arguments.cache)
+    with replacing(target) as file:
+        file.write_text(text, encoding="utf-8")
+    print(f"wrote {target}")
     return 0
-
-
-def slow_on(recording: str, noise: str, level_db: float) -> bool:
-    """By default slow methods run on one speech and one music recording, white noise, 10 dB."""
-    return recording in QUICK_RECORDINGS and noise == "white" and level_db == 10
 
 
 def _say(row: DenoiserRow, left: int) -> None:
     score = f"{row.si_sdr:6.2f} dB" if not row.error else row.error
     print(
-        f"{row.method:17}{row.recording:14}{row.noise:7}{row.level_db:4g} dB  {score}  "
-        f"{row.seconds:7.2f} s   {left} left",
+        f"{row.method:17}{row.part:8}{row.recording:14}{row.noise:12}{row.level_db:4g} dB  {score}"
+        f"  {row.seconds:7.2f} s   {left} left",
         file=sys.stderr,
         flush=True,
     )
@@ -133,9 +155,7 @@ def _conditions(workers: int) -> str:
     return (
         f"{where['machine']}, {os.cpu_count()} cores, torch {where['torch']}, harmonic-lowering "
         f"{where['version']}, commit {where['commit'] or 'unknown'}, {where['date']}; {workers} "
-        "measurements at a time, one thread each; 16 kHz, one channel, excerpts of up to 4 s "
-        "(a user's own files whole). Noise is added at 0, 5 and 10 dB over the whole excerpt. "
-        "All settings are the same for all sounds."
+        "measurements at a time, one thread each. All settings are the same for all sounds."
     )
 
 
@@ -143,23 +163,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.denoise", description=__doc__)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     add = parser.add_argument
-    add("--recordings", nargs="+", metavar="NAME", help=", ".join(r.name for r in RECORDINGS))
+    add(
+        "--parts",
+        nargs="+",
+        metavar="NAME",
+        help="; ".join(f"{name}: {what}" for name, what in PARTS.items())
+        + f" (default: {' '.join(REPORTED)})",
+    )
+    add("--methods", nargs="+", metavar="NAME", help=", ".join(METHODS))
+    add("--recordings", nargs="+", metavar="NAME", help=", ".join(r.name for r in SOUNDS))
     add(
         "--sound",
         type=Path,
         nargs="+",
         default=[],
         metavar="FILE",
-        help="more speech recordings, whole files",
+        help="more speech recordings for steady noise, whole files",
     )
-    add(
-        "--noises",
-        nargs="+",
-        metavar="NAME",
-        help=f"{', '.join(NOISES)} (default: {' '.join(DEFAULT_NOISES)})",
-    )
-    add("--levels", nargs="+", type=float, metavar="DB", help="(default: 0 5 10)")
-    add("--methods", nargs="+", metavar="NAME", help=", ".join(METHODS))
+    add("--noises", nargs="+", metavar="NAME", help=", ".join([*NOISES, *FAULTS, *KEPT]))
+    add("--levels", nargs="+", type=float, metavar="DB", help="signal-to-noise ratios")
     add("--quick", action="store_true", help="two recordings, white noise at 10 dB")
     add("--jobs", type=int, default=cores, help="measurements at a time (default: %(default)s)")
     add("--table", type=Path, default=TABLE, help="CSV file; its rows are not measured again")

