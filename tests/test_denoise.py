@@ -715,6 +715,17 @@ def test_it_ends_sooner_when_nothing_more_is_learnt(monkeypatch, early_stop, cou
     assert abs(len(seen) - count) <= 1
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(10, 200), (20, 200), (4, 80), (0.1, 50)])
+def test_a_short_segment_takes_its_share_of_a_presets_steps(seconds, steps):
+    assert prior.PriorEstimator().settings("default").for_segment(seconds).steps == steps
+
+
+def test_steps_that_are_asked_for_are_taken():
+    seen: list[Progress] = []
+    Denoiser(steps=3, widths=(4,))(torch.randn(RATE // 4), RATE, seen.append)
+    assert [(p.step, p.steps) for p in seen] == [(1, 3), (2, 3), (3, 3)]
+
+
 def test_a_step_sees_no_more_of_a_long_recording(monkeypatch):
     seen: list[tuple[bool, int]] = []
 

@@ -130,7 +130,8 @@ class Denoiser:
         Presets of `steps` and of the number of random initialisations that are averaged; "fast" is
         the learnt mask alone, or 50 steps where there is none.
     steps : int >= 1, optional
-        Most steps of the optimiser for each segment (and initialisation).
+        Most steps of the optimiser for each segment (and initialisation). Those of a preset are
+        for ten seconds; shorter segments take their share, so that a second costs the same.
     early_stop : bool
         Whether to end sooner, when the likelihood of masked bins no longer grows (``"prior"``).
     time_limit : float > 0, seconds, optional
@@ -349,6 +350,7 @@ class Denoiser:
             round(self.segment_s * sample_rate), _MOST_BINS // window.bins * window.hop_length
         )
         bounds = segment_bounds(length, max(2 * overlap, longest), overlap)
+        settings = settings.for_segment((bounds[0][1] - bounds[0][0]) / sample_rate)
         in_turn = each is clean_in_turn
         segments = self._segments(read, bounds, sample_rate, settings, sample, in_turn)
         return Stream(_joined(each(segments, progress), overlap, account), account)
@@ -414,6 +416,7 @@ class Denoiser:
             hum=self.hum,
             rumble=self.rumble,
             layer=self.layer,
+            fewest_steps=own.fewest_steps if self.steps is None else None,
             start="learnt" if learnt else "random",
         )
 

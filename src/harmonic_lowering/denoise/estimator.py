@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 import torch
@@ -19,6 +19,7 @@ __all__ = ["Estimate", "Estimator", "Report", "Settings", "losses_wait"]
 Report: TypeAlias = Callable[[int, float, str], bool]
 
 
+_FULL_S = 10.0  # of sound, for which presets name a number of steps
 _LOSSES_WAIT = 20  # steps: an accelerator is not waited for more often
 
 
@@ -33,7 +34,8 @@ class Settings:
 
     `starts` random initialisations of at most `steps` steps each are averaged; with 0 steps the
     learnt mask is all there is. Of `windows_s`, in
-    order of preference, a recording must hold the first; `overlap` windows cover each sample.
+    order of preference, a recording must hold the first; `overlap` windows cover each sample. With
+    `fewest_steps` the steps are those for ten seconds, of which a shorter segment takes its share.
     """
 
     steps: int
@@ -48,12 +50,20 @@ class Settings:
     hum: bool = True
     rumble: bool = True
     layer: str = "harmonic"
+    fewest_steps: int | None = None
     start: str = "random"
 
     @property
     def most_steps(self) -> int:
         """The most steps of all initialisations; the mask alone counts as one."""
         return max(1, self.starts * self.steps)
+
+    def for_segment(self, seconds: float) -> Settings:
+        """Return the settings with the steps for a segment of so many seconds."""
+        if self.fewest_steps is None:
+            return self
+        share = max(self.fewest_steps, round(self.steps * seconds / _FULL_S))
+        return replace(self, steps=min(self.steps, share))
 
     def transforms(self, sample_rate: int) -> list[Stft]:
         """Return the transform of each window."""

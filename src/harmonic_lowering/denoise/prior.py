@@ -24,7 +24,8 @@ from .rumble import cut_rumble
 
 __all__ = ["PriorEstimator"]
 
-_STEPS = {"fast": 50, "default": 300, "best": 600}
+_STEPS = {"fast": 50, "default": 200, "best": 500}  # for ten seconds
+_FEWEST_STEPS = {"fast": 50, "default": 50, "best": 100}  # however short the segment is
 _STARTS = {"fast": 1, "default": 1, "best": 3}
 _CROP_S = 1.33  # of the recording, which one step sees
 _SINGLE_HZ = 8000  # the highest bin that the network sees by itself; above, 16 bins are merged
@@ -42,10 +43,11 @@ class PriorEstimator:
         return Settings(
             steps=_STEPS[quality],
             starts=_STARTS[quality],
-            widths=(8, 16, 24, 32),
+            widths=(16, 24, 32),
             learning_rate=5e-2,
             windows_s=(0.064, 0.032, 0.128),
             overlap=4,
+            fewest_steps=_FEWEST_STEPS[quality],
         )
 
     def __call__(
