@@ -17,7 +17,7 @@ from .lines import Baseband, Lines, extend, track
 
 __all__ = ["subtract_hum"]
 
-_SHORTEST_S = 1.5  # of a recording with hum, and of the hum in it
+_SHORTEST_S = 1.0  # of a recording with hum, and of the hum in it
 _MAINS = (50.0, 60.0)  # Hz
 _TOLERANCE = 0.012  # relative; the nearest notes are 2 % away
 _LOW = 6  # the first multiples, of which hum has at least two
@@ -36,10 +36,11 @@ _STANDS_OUT = 10.0  # ratio of a peak's power to that beside it
 _PARTNERS = (2.0, 3.0, 4.0, 1.5, 1 / 2, 1 / 3, 1 / 4, 2 / 3)  # ratios that make a tone a note
 _PARTNER_SHARE = 0.25  # of the time
 _MOST_TRIED = 8
-_MOST_WHISTLES = 2  # more are a chord
+_MOST_WHISTLES = 2  # more lasting lines are a chord
 
 _PIECE_S = 0.1
 _SWING = 2.0  # ratio of the power of loud pieces of a sound to that of quiet ones
+_AUDIBLE = 1e-6  # power of a tone relative to all
 _LEAST_REST = 1e-3  # power of the loud pieces, relative to a tone that may be noise
 
 
@@ -74,7 +75,7 @@ def subtract_hum(waveform: Tensor, sample_rate: int) -> Tensor:
     recording while other sound comes and goes is taken for a whistle, and so is a note with
     overtones at 50 or 60 Hz, or at 100 or 120 Hz beside other sound, for hum. Whistles that pause,
     that have overtones, or of which there are three or more, stay. Recordings of less than
-    1.5 seconds are returned as they are. Cost: O(L·log L), and O(L·K) for K lines that are found.
+    one second are returned as they are. Cost: O(L·log L), and O(L·K) for K lines that are found.
 
     References
     ----------
@@ -135,47 +136,51 @@ def _is_long(lines: Lines) -> bool:
 
 
 def _swings(rest: Tensor, tone: Tensor, sample_rate: int) -> bool:
-    """Say whether there is sound besides a tone: else that may be all the sound there is."""
+    """Say whether a tone is audible beside other sound: alone, it may be all the sound there is."""
     size = round(_PIECE_S * sample_rate)
     power = rest[: len(rest) // size * size].reshape(-1, size).square().mean(1)
+    if float(tone.square().mean()) < _AUDIBLE * float(rest.square().mean()):
+        return False
     quiet, loud = power.quantile(torch.tensor([0.1, 0.9]).double()).tolist()
     return loud > _SWING * quiet and loud > _LEAST_REST * float(tone.square().mean())
 
 
 def _whistles(channel: Tensor, baseband: Baseband, sample_rate: int) -> list[Tensor]:
     """Return the lines without overtones that last from beginning to end."""
-    found = []
-    for frequency in _lone_peaks(channel, sample_rate):
+    found, held = [], 0
+    for frequency, alone in _lasting_peaks(channel, sample_rate):
         line = track(baseband, torch.ones(1).double(), frequency)
-        steady = line.steady(_WHISTLE_SUPPORT, _WHISTLE_DISSENT)
-        change = float(line.fit.slope.abs() / line.fit.amplitude.abs())
-        if line.whole and len(steady) and change < _WHISTLE_CHANGE:
-            found.append(line.signal(len(channel), sample_rate))
-    if not 0 < len(found) <= _MOST_WHISTLES:
+        if line.whole and len(line.steady(_SUPPORT, _DISSENT)):
+            held += 1
+            change = float(line.fit.slope.abs() / line.fit.amplitude.abs())
+            steady = line.steady(_WHISTLE_SUPPORT, _WHISTLE_DISSENT)
+            if alone and len(steady) and change < _WHISTLE_CHANGE:
+                found.append(line.signal(len(channel), sample_rate))
+    if not found or held > _MOST_WHISTLES:
         return []
     tones = torch.stack(found).sum(0)
     return found if _swings(channel - tones, tones, sample_rate) else []
 
 
-def _lone_peaks(channel: Tensor, sample_rate: int) -> list[float]:
-    """Return the frequencies in Hz of lasting peaks without partners, the most lasting first."""
+def _lasting_peaks(channel: Tensor, sample_rate: int) -> list[tuple[float, bool]]:
+    """Return the frequencies in Hz of the most lasting peaks, and whether each has no partners."""
     size = 2 ** round(math.log2(sample_rate / 2))
     window = torch.hann_window(size).double()
     power = torch.fft.rfft(channel.unfold(0, size, size // 2) * window).abs().square()
     near = F.max_pool1d(power, 5, 1, 2)
     inner, outer = (F.avg_pool1d(power, width, 1, width // 2) for width in (11, 25))
     beside = ((25 * outer - 11 * inner) / 14).clamp_min(1e-12 * float(power.max()) + 1e-300)
-    ratio = near / beside
-    lasting = (ratio > _STANDS_OUT).double().mean(0)
+    lasting = (near / beside > _STANDS_OUT).double().mean(0)
     mean = power.clamp_min(1e-300).log().mean(0)
     is_peak = mean == F.max_pool1d(mean[None], 11, 1, 5)[0]
     per_hertz = size / sample_rate
     margin = math.ceil(_BAND * per_hertz)
     is_peak[:margin] = is_peak[-margin:] = False
-    places = (is_peak & (lasting > 0.8 * _WHISTLE_SUPPORT)).nonzero()[:, 0]
-    alone = [int(place) for place in places if not _has_partner(lasting, int(place))]
-    alone.sort(key=lambda place: -float(lasting[place]))
-    return [place / per_hertz for place in alone[:_MOST_TRIED]]
+    places = (is_peak & (lasting > _SUPPORT)).nonzero()[:, 0].tolist()
+    places.sort(key=lambda place: -float(lasting[place]))
+    return [
+        (place / per_hertz, not _has_partner(lasting, place)) for place in places[:_MOST_TRIED]
+    ]
 
 
 def _has_partner(lasting: Tensor, place: int) -> bool:
