@@ -87,9 +87,10 @@ def notes() -> Iterator[tuple[str, Tensor]]:
                 ]
                 yield f"{name} of {frequency:g} Hz, {seconds} s", torch.stack(tones).sum(0).float()
         for frequency in range(100, 351, 25):
-            yield f"tone of {frequency} Hz, {seconds} s", Hum(frequency, (1,)).sound(
-                seconds * RATE, RATE
-            ).float()
+            yield (
+                f"tone of {frequency} Hz, {seconds} s",
+                Hum(frequency, (1,)).sound(seconds * RATE, RATE).float(),
+            )
 
 
 def sounds(use: str, sample_rate: int) -> Iterator[tuple[str, str, Tensor]]:

@@ -26,6 +26,7 @@ _HIGHEST = 4000.0  # Hz, of its lines
 _SUPPORT = 0.3  # least share of the time in which a line of a hum is visible
 _SOLE_SUPPORT = 0.8  # … if there is only one
 _DISSENT = 0.25  # largest share of that time in which it is not as steady as hum
+_TOWERS = 4.0  # ratio of a line's amplitude to its neighbours', which only low lines of hum have
 _LONG = 0.6  # share of the recording that is long
 
 _BAND = 40.0  # Hz; distance from zero and the highest frequency at which whistles are found
@@ -123,10 +124,18 @@ def _hum(channel: Tensor, baseband: Baseband, mains: float, sample_rate: int) ->
         return None
     highest = min(_HIGHEST, sample_rate / 2 - _BAND)
     multiples = torch.arange(1, int(highest / lines.frequency) + 1).double()
-    hum = extend(lines, baseband, multiples).signal(len(channel), sample_rate)
+    lines = extend(lines, baseband, multiples)
+    hum = lines.without(_notes(lines)).signal(len(channel), sample_rate)
     if (sole or low[0] > 1) and not _swings(channel - hum, hum, sample_rate):
         return None
     return hum
+
+
+def _notes(lines: Lines) -> Tensor:
+    """Say which lines tower above those beside them, as partials of a held note do."""
+    amplitude = lines.fit.amplitude.abs()
+    beside = F.pad(amplitude, (2, 2)).unfold(0, 5, 1)[:, [0, 1, 3, 4]].max(1).values
+    return (lines.multiples > _LOW) & (amplitude > _TOWERS * beside)
 
 
 def _is_long(lines: Lines) -> bool:
@@ -152,11 +161,13 @@ def _whistles(channel: Tensor, baseband: Baseband, sample_rate: int) -> list[Ten
         line = track(baseband, torch.ones(1).double(), frequency)
         if line.whole and len(line.steady(_SUPPORT, _DISSENT)):
             held += 1
+            if held > _MOST_WHISTLES:
+                return []
             change = float(line.fit.slope.abs() / line.fit.amplitude.abs())
             steady = line.steady(_WHISTLE_SUPPORT, _WHISTLE_DISSENT)
             if alone and len(steady) and change < _WHISTLE_CHANGE:
                 found.append(line.signal(len(channel), sample_rate))
-    if not found or held > _MOST_WHISTLES:
+    if not found:
         return []
     tones = torch.stack(found).sum(0)
     return found if _swings(channel - tones, tones, sample_rate) else []
@@ -178,9 +189,7 @@ def _lasting_peaks(channel: Tensor, sample_rate: int) -> list[tuple[float, bool]
     is_peak[:margin] = is_peak[-margin:] = False
     places = (is_peak & (lasting > _SUPPORT)).nonzero()[:, 0].tolist()
     places.sort(key=lambda place: -float(lasting[place]))
-    return [
-        (place / per_hertz, not _has_partner(lasting, place)) for place in places[:_MOST_TRIED]
-    ]
+    return [(place / per_hertz, not _has_partner(lasting, place)) for place in places[:_MOST_TRIED]]
 
 
 def _has_partner(lasting: Tensor, place: int) -> bool:

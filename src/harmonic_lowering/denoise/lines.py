@@ -9,7 +9,7 @@ voice count for much, its vowels for little.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -122,6 +122,11 @@ class Lines:
         frames = self.fit.last - self.fit.first + 1
         enough = self.fit.support * frames >= max(_FRAME // 2, least_support * frames)
         return self.multiples[enough & (self.fit.dissent <= most_dissent)]
+
+    def without(self, dropped: Tensor) -> Lines:
+        """Return the family with some lines absent."""
+        certainty = self.fit.certainty.masked_fill(dropped, 0)
+        return replace(self, fit=replace(self.fit, certainty=certainty))
 
     def signal(self, length: int, sample_rate: int) -> Tensor:
         """Return the sum of all lines (length,), zero where they are absent."""
