@@ -31,7 +31,7 @@ def tones(hertz, multiples, seconds=3.3, rate=RATE, wow=0.0, drift=0.0, begin=0.
     return sound * ((time >= begin) & (time < end))
 
 
-def plucked(notes=(110, 164.8, 220, 130.8, 98, 146.8), seconds=0.55):
+def plucked(notes=(110, 164.8, 220, 130.8, 174.6, 196), seconds=0.55):
     decay = torch.exp(-4 * torch.arange(round(seconds * RATE)) / RATE)
     return torch.cat([tones(hertz, range(1, 9), seconds) * decay for hertz in notes])
 

@@ -25,7 +25,8 @@ _TRACKED = 10  # multiples by which hum is found
 _HIGHEST = 4000.0  # Hz, of its lines
 _SUPPORT = 0.3  # least share of the time in which a line of a hum is visible
 _SOLE_SUPPORT = 0.8  # … if there is only one
-_DISSENT = 0.25  # largest share of that time in which it is not as steady as hum
+_DISSENT = 0.35  # largest share of that time in which it is not as steady as hum
+_NEVER = 0.5  # … in which no line of a hum is unsteady
 _TOWERS = 4.0  # ratio of a line's amplitude to its neighbours', which only low lines of hum have
 _LONG = 0.6  # share of the recording that is long
 
@@ -35,7 +36,7 @@ _WHISTLE_DISSENT = 0.1
 _WHISTLE_CHANGE = 0.2  # of the amplitude, from the middle to an end
 _STANDS_OUT = 10.0  # ratio of a peak's power to that beside it
 _PARTNERS = (2.0, 3.0, 4.0, 1.5, 1 / 2, 1 / 3, 1 / 4, 2 / 3)  # ratios that make a tone a note
-_PARTNER_SHARE = 0.25  # of the time
+_PARTNER_SHARE = 0.5  # of the time
 _MOST_TRIED = 8
 _MOST_WHISTLES = 2  # more lasting lines are a chord
 
@@ -132,10 +133,11 @@ def _hum(channel: Tensor, baseband: Baseband, mains: float, sample_rate: int) ->
 
 
 def _notes(lines: Lines) -> Tensor:
-    """Say which lines tower above those beside them, as partials of a held note do."""
+    """Say which lines belong to notes: they come and go, or tower above the lines beside them."""
     amplitude = lines.fit.amplitude.abs()
     beside = F.pad(amplitude, (2, 2)).unfold(0, 5, 1)[:, [0, 1, 3, 4]].max(1).values
-    return (lines.multiples > _LOW) & (amplitude > _TOWERS * beside)
+    towers = (lines.multiples > _LOW) & (amplitude > _TOWERS * beside)
+    return towers | (lines.fit.dissent > _NEVER)
 
 
 def _is_long(lines: Lines) -> bool:
@@ -151,15 +153,17 @@ def _swings(rest: Tensor, tone: Tensor, sample_rate: int) -> bool:
     if float(tone.square().mean()) < _AUDIBLE * float(rest.square().mean()):
         return False
     quiet, loud = power.quantile(torch.tensor([0.1, 0.9]).double()).tolist()
-    return loud > _SWING * quiet and loud > _LEAST_REST * float(tone.square().mean())
+    return bool(loud > _SWING * quiet and loud > _LEAST_REST * float(tone.square().mean()))
 
 
 def _whistles(channel: Tensor, baseband: Baseband, sample_rate: int) -> list[Tensor]:
     """Return the lines without overtones that last from beginning to end."""
     found, held = [], 0
+    inaudible = _AUDIBLE * float(channel.square().mean())
     for frequency, alone in _lasting_peaks(channel, sample_rate):
         line = track(baseband, torch.ones(1).double(), frequency)
-        if line.whole and len(line.steady(_SUPPORT, _DISSENT)):
+        power = float(line.fit.amplitude.abs().square()) / 2
+        if power > inaudible and line.whole and len(line.steady(_SUPPORT, _DISSENT)):
             held += 1
             if held > _MOST_WHISTLES:
                 return []

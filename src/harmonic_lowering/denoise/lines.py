@@ -27,6 +27,7 @@ _UNSTEADY = 0.2  # such a deviation that no steady line has
 _OVERLAP = 1.2  # variance of a mean over overlapping frames, relative to independent ones
 _DOUBT = 4.0  # ratio of an amplitude's power to its variance that chance may give
 _SURE = 30.0  # … that makes a line a guide for the phase
+_SEEN = 0.3  # … and is visible for this share of the time, and not as fitted for less
 _STIFFNESS = tuple(10.0**exponent for exponent in range(-2, 9, 2))
 _GUIDES = (5, 10, 20)  # highest multiples that guide the phase in the first rounds
 _ROUNDS = 2  # more, in which all do
@@ -59,7 +60,9 @@ class Baseband:
         band = torch.fft.ifftshift(self._spectrum[center + offset] * taper, dim=1)
         scale = 4 * self._half / self._padded
         turn = 2 * math.pi / self._per_hertz * center * self.times
-        return torch.fft.ifft(band)[:, : len(self.times)] * torch.polar(scale * turn**0, turn)
+        carrier = torch.polar(torch.full_like(turn, scale), turn)
+        analytic: Tensor = torch.fft.ifft(band)[:, : len(self.times)] * carrier
+        return analytic
 
 
 @dataclass(frozen=True)
@@ -88,23 +91,24 @@ class Lines:
     Attributes
     ----------
     multiples : Tensor [shape=(K,)]
-    begin_s, end_s : float, seconds
-        Where the lines are present.
-    whole : bool
-        Whether that is the whole recording.
-    frequency : float, Hz
-        The mean frequency there.
+    times, phase : Tensor [shape=(T,)]
+        Phase of the fundamental in radians, at times in seconds.
+    begin, end : int
+        The range of `times` in which the lines are present.
+    fit : _Fit
+        Their amplitudes there.
     """
 
     multiples: Tensor
     times: Tensor
-    phase: Tensor  # of the fundamental, at `times`
-    begin: int  # index of `times`
+    phase: Tensor
+    begin: int
     end: int
     fit: _Fit
 
     @property
     def whole(self) -> bool:
+        """Whether the lines are present from beginning to end."""
         return self.begin == 0 and self.end == len(self.times)
 
     @property
@@ -114,6 +118,7 @@ class Lines:
 
     @property
     def frequency(self) -> float:
+        """The mean frequency in Hz while the lines are present."""
         turned = float(self.phase[self.end - 1] - self.phase[self.begin])
         return turned / self.seconds / (2 * math.pi)
 
@@ -202,8 +207,8 @@ class _Frames:
     def presence(self) -> tuple[int, int, _Fit]:
         """Return from which to which sample of the bands the lines are present, and their fit.
 
-        The stretch is the one in which the fit explains the most: with e the gain in likelihood
-        of each moment, the largest sum of e over any interval.
+        Of all intervals it is the one over which the logarithm of the likelihood, that of Student's
+        distribution, gains the most by the lines.
         """
         samples = self.bands.shape[1]
         nearest = (torch.arange(samples) - (_FRAME - 1) / 2) / _HOP
@@ -214,9 +219,11 @@ class _Frames:
             for _ in range(2):
                 fit = self._fit(begin, end)
                 model = fit.model(nearest)
-                scale = self.beside + (_FLUTTER * fit.amplitude.abs()[:, None]) ** 2
-                error = (self.bands - model).abs().square()
-                gain = ((self.bands.abs().square() - error) / scale[:, frame]).sum(0)
+                expected = self.beside + (_FLUTTER * fit.amplitude.abs()[:, None]) ** 2
+                scale = _OUTLIER * expected[:, frame]
+                with_lines = ((self.bands - model).abs().square() / scale).log1p()
+                without = (self.bands.abs().square() / scale).log1p()
+                gain = (without - with_lines).sum(0)
                 total = torch.cat([torch.zeros(1).double(), gain.cumsum(0)])
                 rise = total - total.cummin(0).values
                 end = int(rise.argmax())
@@ -296,7 +303,8 @@ def _realigned(
     """Return the phase that suits the fit, smoothed as a whole."""
     index = torch.arange(frames.count)
     model = fit.model(index.clamp(fit.first, fit.last))
-    guides = (guides & (fit.certainty > _SURE))[:, None]
+    steady = (fit.certainty > _SURE) & (fit.support > _SEEN) & (fit.dissent < _SEEN)
+    guides = (guides & steady)[:, None]
     deviation = (frames.amplitude - model).abs().square()
     expected = frames.beside + _FLUTTER**2 * model.abs().square()
     weight = frames.multiples * guides / (expected + deviation / _OUTLIER)
