@@ -166,27 +166,35 @@ def track(baseband: Baseband, multiples: Tensor, frequency: float) -> Lines:
     for _ in range(2):
         phase = phase + _turning(_Frames(bands, phase, multiples), baseband.times)
     lowest = int(multiples[0])
+    count = bands.shape[1]
+    starts = [(0, count), *((count * third // 3, count * (third + 1) // 3) for third in range(3))]
     for most in _GUIDES:
         frames = _Frames(bands, phase, multiples)
-        _, _, fit = frames.presence()
+        begin, end, fit = frames.presence(starts)
+        starts = [(0, count), (begin, end)]
         guides = multiples <= most * lowest
         phase = _realigned(phase, baseband.times, frames, fit, guides, everywhere=True)
-    return _settled(bands, baseband.times, phase, multiples)
+    return _settled(bands, baseband.times, phase, multiples, (begin, end))
 
 
 def extend(lines: Lines, baseband: Baseband, multiples: Tensor) -> Lines:
     """Return the same family with other multiples, and its phase more exact by them."""
     bands = baseband.bands(multiples * lines.frequency)
-    return _settled(bands, baseband.times, lines.phase, multiples)
+    return _settled(bands, baseband.times, lines.phase, multiples, (lines.begin, lines.end))
 
 
-def _settled(bands: Tensor, times: Tensor, phase: Tensor, multiples: Tensor) -> Lines:
+def _settled(
+    bands: Tensor, times: Tensor, phase: Tensor, multiples: Tensor, present: tuple[int, int]
+) -> Lines:
+    """Repeat the fit and the alignment of the phase with all lines, from where they seem to be."""
+    everything = (0, bands.shape[1])
     for _ in range(_ROUNDS):
         frames = _Frames(bands, phase, multiples)
-        _, _, fit = frames.presence()
+        begin, end, fit = frames.presence([everything, present])
+        present = begin, end
         guides = multiples > 0
         phase = _realigned(phase, times, frames, fit, guides, everywhere=False)
-    begin, end, fit = _Frames(bands, phase, multiples).presence()
+    begin, end, fit = _Frames(bands, phase, multiples).presence([everything, present])
     return Lines(multiples, times, phase, begin, end, fit)
 
 
@@ -204,18 +212,17 @@ class _Frames:
         self.beside = beside + 1e-12 * beside.max() + 1e-300
         self.count = self.amplitude.shape[1]
 
-    def presence(self) -> tuple[int, int, _Fit]:
+    def presence(self, starts: list[tuple[int, int]]) -> tuple[int, int, _Fit]:
         """Return from which to which sample of the bands the lines are present, and their fit.
 
         Of all intervals it is the one over which the logarithm of the likelihood, that of Student's
-        distribution, gains the most by the lines.
+        distribution, gains the most by the lines. The search begins with each of `starts`.
         """
         samples = self.bands.shape[1]
         nearest = (torch.arange(samples) - (_FRAME - 1) / 2) / _HOP
         frame = nearest.round().long().clamp(0, self.count - 1)
-        most, best = -math.inf, (0, samples, self._fit(0, samples))
-        for part in ((0, 3), (0, 1), (1, 2), (2, 3)):
-            begin, end = (samples * third // 3 for third in part)
+        most, best = -math.inf, (0, samples)
+        for begin, end in starts:
             for _ in range(2):
                 fit = self._fit(begin, end)
                 model = fit.model(nearest)
@@ -233,9 +240,8 @@ class _Frames:
                 begin = 0 if begin < _HOP else begin
                 end = samples if end > samples - _HOP else end
                 if float(rise.max()) > most:
-                    most, best = float(rise.max()), (begin, end, fit)
-        begin, end, _ = best
-        return begin, end, self._fit(begin, end)
+                    most, best = float(rise.max()), (begin, end)
+        return *best, self._fit(*best)
 
     def _fit(self, begin: int, end: int) -> _Fit:
         """Fit amplitudes from sample `begin` to `end`; frames that deviate have little weight."""
@@ -246,7 +252,7 @@ class _Frames:
         place = torch.linspace(-1, 1, last - first + 1).double()
         mean = torch.complex(value.real.median(1).values, value.imag.median(1).values)
         slope = torch.zeros_like(mean)
-        for _ in range(6):  # reweighted least squares
+        for _ in range(4):  # reweighted least squares
             deviation = (value - mean[:, None] - slope[:, None] * place).abs().square()
             expected = beside + (_FLUTTER * mean.abs()[:, None]) ** 2
             weight = 1 / (expected + deviation / _OUTLIER)
