@@ -35,8 +35,8 @@ _WHISTLE_SUPPORT = 0.5
 _WHISTLE_DISSENT = 0.1
 _WHISTLE_CHANGE = 0.2  # of the amplitude, from the middle to an end
 _STANDS_OUT = 10.0  # ratio of a peak's power to that beside it
-_PARTNERS = (2.0, 3.0, 4.0, 1.5, 1 / 2, 1 / 3, 1 / 4, 2 / 3)  # ratios that make a tone a note
-_PARTNER_SHARE = 0.5  # of the time
+_ALIKE = 0.002  # relative difference of frequencies that are the same
+_MOST_PARTIALS = 6  # ratio of frequencies beyond which lines have nothing to do with each other
 _MOST_TRIED = 8
 _MOST_WHISTLES = 2  # more lasting lines are a chord
 
@@ -158,27 +158,40 @@ def _swings(rest: Tensor, tone: Tensor, sample_rate: int) -> bool:
 
 def _whistles(channel: Tensor, baseband: Baseband, sample_rate: int) -> list[Tensor]:
     """Return the lines without overtones that last from beginning to end."""
-    found, held = [], 0
+    one = torch.ones(1).double()
+    lines = [track(baseband, one, frequency) for frequency in _peaks(channel, sample_rate)]
     inaudible = _AUDIBLE * float(channel.square().mean())
-    for frequency, alone in _lasting_peaks(channel, sample_rate):
-        line = track(baseband, torch.ones(1).double(), frequency)
-        power = float(line.fit.amplitude.abs().square()) / 2
-        if power > inaudible and line.whole and len(line.steady(_SUPPORT, _DISSENT)):
-            held += 1
-            if held > _MOST_WHISTLES:
-                return []
-            change = float(line.fit.slope.abs() / line.fit.amplitude.abs())
-            steady = line.steady(_WHISTLE_SUPPORT, _WHISTLE_DISSENT)
-            if alone and len(steady) and change < _WHISTLE_CHANGE:
-                found.append(line.signal(len(channel), sample_rate))
-    if not found:
+    lines = [
+        line
+        for line in lines
+        if len(line.steady(_SUPPORT, _DISSENT))
+        and float(line.fit.amplitude.abs().square()) / 2 > inaudible
+    ]
+    if sum(line.whole for line in lines) > _MOST_WHISTLES:
         return []
-    tones = torch.stack(found).sum(0)
-    return found if _swings(channel - tones, tones, sample_rate) else []
+    whistles = [
+        line.signal(len(channel), sample_rate)
+        for line in lines
+        if line.whole
+        and len(line.steady(_WHISTLE_SUPPORT, _WHISTLE_DISSENT))
+        and float(line.fit.slope.abs() / line.fit.amplitude.abs()) < _WHISTLE_CHANGE
+        and not any(_are_partials(line.frequency, other.frequency) for other in lines)
+    ]
+    if not whistles:
+        return []
+    tones = torch.stack(whistles).sum(0)
+    return whistles if _swings(channel - tones, tones, sample_rate) else []
 
 
-def _lasting_peaks(channel: Tensor, sample_rate: int) -> list[tuple[float, bool]]:
-    """Return the frequencies in Hz of the most lasting peaks, and whether each has no partners."""
+def _are_partials(first: float, second: float) -> bool:
+    """Say whether two different frequencies may belong to one note: 2:1, 3:2, 4:3, 5:3 …."""
+    ratio = max(first, second) / min(first, second)
+    nearest = [abs(ratio * part / round(ratio * part) - 1) for part in (1, 2, 3)]
+    return 1 + _ALIKE < ratio < _MOST_PARTIALS and min(nearest) < _ALIKE
+
+
+def _peaks(channel: Tensor, sample_rate: int) -> list[float]:
+    """Return the frequencies in Hz of the highest peaks that last."""
     size = 2 ** round(math.log2(sample_rate / 2))
     window = torch.hann_window(size).double()
     power = torch.fft.rfft(channel.unfold(0, size, size // 2) * window).abs().square()
@@ -186,21 +199,10 @@ def _lasting_peaks(channel: Tensor, sample_rate: int) -> list[tuple[float, bool]
     inner, outer = (F.avg_pool1d(power, width, 1, width // 2) for width in (11, 25))
     beside = ((25 * outer - 11 * inner) / 14).clamp_min(1e-12 * float(power.max()) + 1e-300)
     lasting = (near / beside > _STANDS_OUT).double().mean(0)
-    mean = power.clamp_min(1e-300).log().mean(0)
-    is_peak = mean == F.max_pool1d(mean[None], 11, 1, 5)[0]
-    per_hertz = size / sample_rate
-    margin = math.ceil(_BAND * per_hertz)
+    height = (power / beside).clamp_min(1e-12).log().mean(0)
+    is_peak = height == F.max_pool1d(height[None], 11, 1, 5)[0]
+    margin = math.ceil(_BAND * size / sample_rate)
     is_peak[:margin] = is_peak[-margin:] = False
-    places = (is_peak & (lasting > _SUPPORT)).nonzero()[:, 0].tolist()
-    places.sort(key=lambda place: -float(lasting[place]))
-    return [(place / per_hertz, not _has_partner(lasting, place)) for place in places[:_MOST_TRIED]]
-
-
-def _has_partner(lasting: Tensor, place: int) -> bool:
-    """Say whether there is also a peak at a simple multiple or fraction of the place."""
-    for ratio in _PARTNERS:
-        other = round(ratio * place)
-        near = lasting[max(0, other - 2) : other + 3]
-        if other > 2 and len(near) and float(near.max()) > _PARTNER_SHARE:
-            return True
-    return False
+    places = (is_peak & (lasting > _SUPPORT)).nonzero()[:, 0]
+    highest = places[height[places].argsort(descending=True)]
+    return [place * sample_rate / size for place in highest[:_MOST_TRIED].tolist()]
