@@ -26,7 +26,7 @@ _HIGHEST = 4000.0  # Hz, of its lines
 _SUPPORT = 0.3  # least share of the time in which a line of a hum is visible
 _SOLE_SUPPORT = 0.8  # … if there is only one
 _DISSENT = 0.35  # largest share of that time in which it is not as steady as hum
-_NEVER = 0.5  # … in which no line of a hum is unsteady
+_NEVER = 0.8  # … in which no line of a hum is unsteady
 _TOWERS = 4.0  # ratio of a line's amplitude to its neighbours', which only low lines of hum have
 _LONG = 0.6  # share of the recording that is long
 
@@ -74,10 +74,12 @@ def subtract_hum(waveform: Tensor, sample_rate: int) -> Tensor:
     -----
     A held note differs from hum by its pitch, by decaying, or by overtones that are no multiples of
     the mains frequency. What cannot be told apart: a pure tone that is held through the whole
-    recording while other sound comes and goes is taken for a whistle, and so is a note with
-    overtones at 50 or 60 Hz, or at 100 or 120 Hz beside other sound, for hum. Whistles that pause,
-    that have overtones, or of which there are three or more, stay. Recordings of less than
-    one second are returned as they are. Cost: O(L·log L), and O(L·K) for K lines that are found.
+    recording while other sound comes and goes is taken for a whistle, and a note of 50 or 60 Hz
+    with steady overtones, or of 100 or 120 Hz beside other sound, for hum. What stays: whistles
+    that pause, that have overtones, or of which there are three or more; hum whose first six lines
+    lie under other sound nearly all the time; tones in steady noise alone, but for hum of 50 or 60
+    Hz. Recordings of less than a second are returned as they are. Cost: O(L·log L), O(L·K) for K
+    lines that are found, and a share in O(L³) that counts beyond a minute or so.
 
     References
     ----------
