@@ -26,13 +26,14 @@ _HIGHEST = 4000.0  # Hz, of its lines
 _SUPPORT = 0.3  # least share of the time in which a line of a hum is visible
 _SOLE_SUPPORT = 0.8  # … if there is only one
 _DISSENT = 0.35  # largest share of that time in which it is not as steady as hum
+_CALM_DISSENT = 0.1  # … as hum that could be a note, and whistles
 _NEVER = 0.8  # … in which no line of a hum is unsteady
 _TOWERS = 4.0  # ratio of a line's amplitude to its neighbours', which only low lines of hum have
 _LONG = 0.6  # share of the recording that is long
 
 _BAND = 40.0  # Hz; distance from zero and the highest frequency at which whistles are found
+_WHISTLE_S = 2.5  # length of a recording; notes may last through shorter ones
 _WHISTLE_SUPPORT = 0.5
-_WHISTLE_DISSENT = 0.1
 _WHISTLE_CHANGE = 0.2  # of the amplitude, from the middle to an end
 _STANDS_OUT = 10.0  # ratio of a peak's power to that beside it
 _ALIKE = 0.002  # relative difference of frequencies that are the same
@@ -76,10 +77,11 @@ def subtract_hum(waveform: Tensor, sample_rate: int) -> Tensor:
     the mains frequency. What cannot be told apart: a pure tone that is held through the whole
     recording while other sound comes and goes is taken for a whistle, and a note of 50 or 60 Hz
     with steady overtones, or of 100 or 120 Hz beside other sound, for hum. What stays: whistles
-    that pause, that have overtones, or of which there are three or more; hum whose first six lines
-    lie under other sound nearly all the time; tones in steady noise alone, but for hum of 50 or 60
-    Hz. Recordings of less than a second are returned as they are. Cost: O(L·log L), O(L·K) for K
-    lines that are found, and a share in O(L³) that counts beyond a minute or so.
+    that pause, that have overtones, of which there are three or more, or in recordings of less than
+    2.5 seconds; hum whose first six lines lie under other sound nearly all the time; tones in
+    steady noise alone, but for hum of 50 or 60 Hz. Recordings of less than a second are returned as
+    they are. Cost: O(L·log L), O(L·K) for K lines that are found, and a share in O(L³) that counts
+    beyond a minute or so.
 
     References
     ----------
@@ -123,8 +125,10 @@ def _hum(channel: Tensor, baseband: Baseband, mains: float, sample_rate: int) ->
     sole = len(low) == 1
     if sole and not (lines.whole and low[0] in lines.steady(_SOLE_SUPPORT, _DISSENT)):
         return None
-    if not (lines.whole or low[0] == 1 or _is_long(lines)):
-        return None
+    if not (lines.whole or low[0] == 1):  # the end of a long note?
+        calm = lines.steady(_SUPPORT, _CALM_DISSENT)
+        if not (_is_long(lines) and all(multiple in calm for multiple in low)):
+            return None
     highest = min(_HIGHEST, sample_rate / 2 - _BAND)
     multiples = torch.arange(1, int(highest / lines.frequency) + 1).double()
     lines = extend(lines, baseband, multiples)
@@ -160,6 +164,8 @@ def _swings(rest: Tensor, tone: Tensor, sample_rate: int) -> bool:
 
 def _whistles(channel: Tensor, baseband: Baseband, sample_rate: int) -> list[Tensor]:
     """Return the lines without overtones that last from beginning to end."""
+    if len(channel) < _WHISTLE_S * sample_rate:
+        return []
     one = torch.ones(1).double()
     lines = [track(baseband, one, frequency) for frequency in _peaks(channel, sample_rate)]
     inaudible = _AUDIBLE * float(channel.square().mean())
@@ -175,7 +181,7 @@ def _whistles(channel: Tensor, baseband: Baseband, sample_rate: int) -> list[Ten
         line.signal(len(channel), sample_rate)
         for line in lines
         if line.whole
-        and len(line.steady(_WHISTLE_SUPPORT, _WHISTLE_DISSENT))
+        and len(line.steady(_WHISTLE_SUPPORT, _CALM_DISSENT))
         and float(line.fit.slope.abs() / line.fit.amplitude.abs()) < _WHISTLE_CHANGE
         and not any(_are_partials(line.frequency, other.frequency) for other in lines)
     ]
