@@ -165,14 +165,13 @@ def track(baseband: Baseband, multiples: Tensor, frequency: float) -> Lines:
     phase = 2 * math.pi * frequency * baseband.times
     for _ in range(2):
         phase = phase + _turning(_Frames(bands, phase, multiples), baseband.times)
-    lowest = int(multiples[0])
     count = bands.shape[1]
     starts = [(0, count), *((count * third // 3, count * (third + 1) // 3) for third in range(3))]
     for most in _GUIDES:
         frames = _Frames(bands, phase, multiples)
         begin, end, fit = frames.presence(starts)
         starts = [(0, count), (begin, end)]
-        guides = multiples <= most * lowest
+        guides = multiples <= most * multiples[0]
         phase = _realigned(phase, baseband.times, frames, fit, guides, everywhere=True)
     return _settled(bands, baseband.times, phase, multiples, (begin, end))
 
@@ -192,8 +191,7 @@ def _settled(
         frames = _Frames(bands, phase, multiples)
         begin, end, fit = frames.presence([everything, present])
         present = begin, end
-        guides = multiples > 0
-        phase = _realigned(phase, times, frames, fit, guides, everywhere=False)
+        phase = _realigned(phase, times, frames, fit, multiples > 0, everywhere=False)
     begin, end, fit = _Frames(bands, phase, multiples).presence([everything, present])
     return Lines(multiples, times, phase, begin, end, fit)
 
