@@ -90,6 +90,7 @@ CLEAN = {
     "organ, octaves": organ(55, (1, 2, 4, 8)),
     "melody": torch.cat([tones(hertz, range(1, 9), 1.5) for hertz in (100, 200, 120, 100)]),
     "plucked": plucked(),
+    "plucked, 60 Hz": plucked((60, 120, 60, 120), 1.2),
     "glide": torch.sin(
         2 * math.pi * (lambda time: 50 * time + 5 * time**2)(torch.arange(48000) / RATE)
     ),

@@ -27,6 +27,7 @@ _SUPPORT = 0.3  # least share of the time in which a line of a hum is visible
 _SOLE_SUPPORT = 0.8  # … if there is only one
 _DISSENT = 0.35  # largest share of that time in which it is not as steady as hum
 _CALM_DISSENT = 0.1  # … as hum that could be a note, and whistles
+_HUM_CHANGE = 0.35  # of the amplitude, from the middle to an end, of hum that begins or ends
 _NEVER = 0.8  # … in which no line of a hum is unsteady
 _TOWERS = 4.0  # ratio of a line's amplitude to its neighbours', which only low lines of hum have
 _LONG = 0.6  # share of the recording that is long
@@ -117,7 +118,9 @@ def _hum_and_whistles(channel: Tensor, sample_rate: int) -> Tensor | None:
 def _hum(channel: Tensor, baseband: Baseband, mains: float, sample_rate: int) -> Tensor | None:
     """Return the hum of one mains frequency, or None."""
     lines = track(baseband, torch.arange(1, _TRACKED + 1).double(), mains)
-    low = [int(multiple) for multiple in lines.steady(_SUPPORT, _DISSENT) if multiple <= _LOW]
+    change = math.inf if lines.whole else _HUM_CHANGE
+    steady = lines.steady(_SUPPORT, _DISSENT, change)
+    low = [int(multiple) for multiple in steady if multiple <= _LOW]
     if math.gcd(*low) not in (1, 2):
         return None
     if abs(lines.frequency / mains - 1) > _TOLERANCE or lines.seconds < _SHORTEST_S:

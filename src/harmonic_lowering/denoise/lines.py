@@ -122,11 +122,14 @@ class Lines:
         turned = float(self.phase[self.end - 1] - self.phase[self.begin])
         return turned / self.seconds / (2 * math.pi)
 
-    def steady(self, least_support: float, most_dissent: float) -> Tensor:
+    def steady(
+        self, least_support: float, most_dissent: float, most_change: float = math.inf
+    ) -> Tensor:
         """Return the multiples at which there is a steady line."""
         frames = self.fit.last - self.fit.first + 1
         enough = self.fit.support * frames >= max(_FRAME // 2, least_support * frames)
-        return self.multiples[enough & (self.fit.dissent <= most_dissent)]
+        level = self.fit.slope.abs() <= most_change * self.fit.amplitude.abs()
+        return self.multiples[enough & level & (self.fit.dissent <= most_dissent)]
 
     def without(self, dropped: Tensor) -> Lines:
         """Return the family with some lines absent."""
