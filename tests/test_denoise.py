@@ -601,31 +601,6 @@ def with_hum(clean, mains, snr_db=10):
     return clean + (tones * clean.norm() / tones.norm() * 10 ** (-snr_db / 20)).float()
 
 
-@pytest.mark.parametrize("mains", [49.97, 60.02])
-def test_hum_is_subtracted(mains):
-    clean = speech(3.3)
-    noisy = with_hum(clean, mains)
-    # Most lines lie under the voice and do not stand out; they must go as well.
-    assert si_sdr(clean, subtract_hum(noisy[None], RATE)[0]) > 8 + si_sdr(clean, noisy)
-
-
-def test_what_is_no_hum_is_left_alone():
-    time = torch.arange(3 * RATE).double() / RATE
-    glide = torch.sin(2 * math.pi * (50 * time + 5 * time**2)).float()
-    for sound in (speech(3.3), torch.randn(3 * RATE), glide, torch.zeros(3 * RATE), speech(0.5)):
-        assert torch.equal(subtract_hum(sound[None], RATE)[0], sound)
-
-
-def test_hum_is_looked_for_in_each_channel():
-    clean = speech(3.3)
-    noisy = with_hum(clean, 50)
-    result = subtract_hum(torch.stack([noisy, clean]), RATE)
-    assert torch.equal(result[1], clean)
-    assert torch.equal(result[0], subtract_hum(noisy[None], RATE)[0])
-    kept = Denoiser(**SMALL, hum=False)(noisy, RATE).waveform
-    assert not torch.equal(kept, Denoiser(**SMALL)(noisy, RATE).waveform)
-
-
 # Rumble
 
 

@@ -101,7 +101,7 @@ def add_parser(subparsers: Any) -> None:
         help="linked: all channels share a gain, so a stereo image stays; separate: each is "
         "denoised alone, for one microphone each (default: %(default)s)",
     )  # fmt: skip
-    add("--keep-hum", action="store_true", help="leave steady tones at multiples of 50 or 60 Hz")
+    add("--keep-hum", action="store_true", help="leave mains hum and steady whistles")
     add("--keep-rumble", action="store_true", help="leave what lies below the lowest pitch")
     add(
         "--remove-dc", action="store_true",

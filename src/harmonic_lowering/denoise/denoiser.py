@@ -148,7 +148,7 @@ class Denoiser:
     atten_lim : float > 0 or None
         Attenuate by at most this many dB; a little noise left over hides artefacts.
     hum : bool
-        Whether to subtract steady tones at the multiples of 50 or 60 Hz (``"prior"``).
+        Whether to subtract mains hum and steady whistles (``"prior"``).
     rumble : bool
         Whether to cut everything below the lowest pitch, at most 80 Hz (``"prior"``).
     layer : "harmonic" or "plain"

@@ -65,7 +65,7 @@ def build(gr: Any, visitors: Visitors, limits: Limits) -> Any:
                          ("Separate: one microphone each", "separate")],
                         value="linked", label="Channels",
                     )  # fmt: skip
-                    hum = gr.Checkbox(default.hum, label="Remove hum of 50 or 60 Hz")
+                    hum = gr.Checkbox(default.hum, label="Remove mains hum and whistles")
                     rumble = gr.Checkbox(
                         default.rumble, label="Remove what lies below the lowest pitch"
                     )
