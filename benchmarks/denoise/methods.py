@@ -238,7 +238,7 @@ def _digest(method: Method) -> str:
     if method.run.__name__ == "run":  # a Denoiser's
         folder = Path(harmonic_lowering.__file__).parent
         of_prior = (
-            "fit.py", "hum.py", "likelihood.py", "noise_estimate.py", "noise_model.py",
+            "clicks.py", "fit.py", "hum.py", "likelihood.py", "noise_estimate.py", "noise_model.py",
             "noise_sample.py", "prior.py", "rumble.py",
         )  # fmt: skip
         of_mask = "mask.py", "mask_network.py"
