@@ -29,15 +29,20 @@ _ORDER_S = 0.0007  # of that model; it must see less than what it is to judge
 _SMOOTH_S = 1e-4  # over which errors are averaged: they cross zero
 _PITCH_MS = 12  # the longest period of a voice
 _AROUND_MS = 40  # on each side, whose peaks are the usual ones
+_NEAR_MS = 8  # on each side, whose median tells the peaks of a noise that fades, as of a drum
+_PEAK_OF_NOISE = 4.0  # times its median
+_RISE = 2.0  # of the level over a click; more is an onset
+_RISE_S = (1e-3, 0.01)  # how far from it and how long the level is measured
 _HIGH = 3.0  # times the usual peaks: the largest error of a click
 _LOW = 0.7  # times the usual peaks: the others
+_INAUDIBLE = 1e-5  # times the largest sample
 _BRIDGE_S = 5e-4  # between parts of one click
 _LONGEST_S = 6e-3  # click
 # A click reaches as far as its error exceeds such a share of its peak: the first for which it is
 # no longer than a click.
 _ROUGH = (0.1, 0.2, 0.4)
 _FINE = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-_PASSES = 3
+_PASSES = 2
 
 # Clipped and missing stretches
 _GAP_S = (1e-3, 0.02)  # shortest and longest missing stretch
@@ -152,7 +157,7 @@ def _clicks(sound: Tensor, model: Tensor, shares: tuple[float, ...], sample_rate
     """Mark the clicks of `sound`, by models that are learnt from `model`."""
     error = _prediction_error(sound, model, sample_rate)
     own = error if model is sound else _prediction_error(model, model, sample_rate)
-    usual = _usual_peaks(own, sample_rate)
+    usual = _usual_peaks(own, sample_rate).clamp_min(_INAUDIBLE * float(sound.abs().max()))
     sure = error > _HIGH * usual
     marks = torch.zeros_like(sure)
     if not bool(sure.any()):
@@ -161,12 +166,18 @@ def _clicks(sound: Tensor, model: Tensor, shares: tuple[float, ...], sample_rate
     peak = F.max_pool1d(error[None], longest // 2 * 2 + 1, 1, longest // 2)[0]
     bridge = round(_BRIDGE_S * sample_rate)
     counts = F.pad(sure.long().cumsum(0), (1, 0))
+    energy = F.pad(model.diff().square().cumsum(0), (1, 0))
+    last = len(energy) - 1
+    far, long = (round(seconds * sample_rate) for seconds in _RISE_S)
     for share in shares:
         runs = _runs(_closed(error > torch.maximum(_LOW * usual, share * peak), bridge))
         start, stop = runs.unbind(1)
-        marks |= _marked(
-            runs[(stop - start <= longest) & (counts[stop] > counts[start])], len(marks)
+        before, after = (
+            energy[(end + long).clamp(0, last)] - energy[end.clamp(0, last)]
+            for end in (start - far - long, stop + far)
         )
+        chosen = (stop - start <= longest) & (counts[stop] > counts[start])
+        marks |= _marked(runs[chosen & (after <= _RISE**2 * before)], len(marks))
     return marks
 
 
@@ -175,7 +186,7 @@ def _prediction_error(sound: Tensor, model: Tensor, sample_rate: int) -> Tensor:
     order = max(8, round(_ORDER_S * sample_rate))
     hop = round(_FRAME_S * sample_rate / 2)
     length, margin = len(sound), hop // 2
-    right = math.ceil(length / hop) * hop + margin - length
+    right = (math.ceil(length / hop) + 1) * hop - margin - length
     frames, models = (_mirrored(x, margin, right).unfold(0, 2 * hop, hop) for x in (sound, model))
     response = torch.fft.rfft(_model(models, order), 2 * hop)
     spectrum = torch.fft.rfft(frames)
@@ -186,20 +197,27 @@ def _prediction_error(sound: Tensor, model: Tensor, sample_rate: int) -> Tensor:
         error = torch.fft.irfft(filtered, 2 * hop)[:, margin : margin + hop].flatten()[:length]
         power = F.avg_pool1d(error.square()[None], smooth, 1, smooth // 2, count_include_pad=False)
         powers.append(power[0])
-    return torch.minimum(*powers).sqrt()
+    error = torch.minimum(*powers).sqrt()
+    error[:order] = error[-order:] = 0  # where nothing comes before or after
+    return error
 
 
 def _usual_peaks(error: Tensor, sample_rate: int) -> Tensor:
     """Return the median peak of a voice's period, before or after, whichever is larger."""
     block = max(1, round(sample_rate / 1000))
-    peaks = F.max_pool1d(error[None], block, ceil_mode=True)
-    blocks, half = peaks.shape[1], _PITCH_MS // 2
-    peaks = F.max_pool1d(peaks, 2 * half + 1, 1, half)[0]
-    beyond = _AROUND_MS + half  # each side begins where peaks do not reach the block
-    medians = _mirrored(peaks, beyond, beyond).unfold(0, _AROUND_MS, 1).median(1).values
-    usual = torch.maximum(medians[:blocks], medians[-blocks:])
-    floor = 1e-9 * float(error.max()) + 1e-30
-    return usual.repeat_interleave(block)[: len(error)].clamp_min(floor)
+    blocks = _mirrored(error, 0, -len(error) % block).reshape(-1, block)
+    half = _PITCH_MS // 2
+    peaks = F.max_pool1d(blocks.amax(1)[None], 2 * half + 1, 1, half)[0]
+    usual = torch.zeros_like(peaks)
+    # Each side begins where the click itself does not reach.
+    for level, around, beyond in (
+        (peaks, _AROUND_MS, half),
+        (_PEAK_OF_NOISE * blocks.median(1).values, _NEAR_MS, _NEAR_MS // 2),
+    ):
+        padding = around + beyond
+        medians = _mirrored(level, padding, padding).unfold(0, around, 1).median(1).values
+        usual = torch.maximum(usual, torch.maximum(medians[: len(usual)], medians[-len(usual) :]))
+    return usual.repeat_interleave(block)[: len(error)]
 
 
 def _gaps(sound: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
@@ -220,7 +238,7 @@ def _missing(sound: Tensor, sample_rate: int) -> Tensor:
     inside = (runs[:, 0] >= beside) & (runs[:, 1] <= len(sound) - beside)
     chosen = []
     around = 5 * longest
-    for start, stop in runs[(size >= shortest) & (size <= longest) & inside].tolist():
+    for start, stop in runs[(size >= shortest) & (size <= longest + 1) & inside].tolist():
         value = sound[start]
         level = (sound[max(0, start - around) : stop + around] - value).square().mean().sqrt()
         sides = (slice(start - beside, start), slice(stop, stop + beside))
