@@ -33,7 +33,9 @@ _NEAR_MS = 8  # on each side, whose median tells the peaks of a noise that fades
 _PEAK_OF_NOISE = 4.0  # times its median
 _RISE = 2.0  # of the level over a click; more is an onset
 _RISE_S = (1e-3, 0.01)  # how far from it and how long the level is measured
-_HIGH = 3.0  # times the usual peaks: the largest error of a click
+_CERTAIN = 8.0  # times the usual peaks: the largest error of a click that nothing else explains
+_SEVERAL = 3  # such clicks in a channel make smaller ones likely,
+_HIGH = 3.0  # beyond so many times the usual peaks; drums reach them as well
 _LOW = 0.7  # times the usual peaks: the others
 _INAUDIBLE = 1e-5  # times the largest sample
 _BRIDGE_S = 5e-4  # between parts of one click
@@ -42,7 +44,7 @@ _LONGEST_S = 6e-3  # click
 # no longer than a click.
 _ROUGH = (0.1, 0.2, 0.4)
 _FINE = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-_PASSES = 2
+_PASSES = 3
 
 # Clipped and missing stretches
 _GAP_S = (1e-3, 0.02)  # shortest and longest missing stretch
@@ -67,7 +69,7 @@ class Repaired(NamedTuple):
     """A waveform, and how many stretches of it were interpolated."""
 
     waveform: Tensor
-    count: int
+    clicks: int
 
 
 def repair_clicks(waveform: Tensor, sample_rate: int) -> Repaired:
@@ -94,8 +96,9 @@ def repair_clicks(waveform: Tensor, sample_rate: int) -> Repaired:
 
     Notes
     -----
-    Recordings of less than 0.1 s are left alone. A click that is no louder than three times what
-    the sound itself does to the error of prediction stays, as does one with a drum right behind it.
+    Recordings of less than 0.1 s are left alone. A click's error must be eight times the usual
+    peaks, or three times once a channel has three that are. The level must not rise twofold over
+    it. So clicks between dense drums stay.
     Smooth pulses without an edge are no clicks. Cost: O(L·log L), and O(n³) for n samples that are
     interpolated together, at most those of 30 ms.
 
@@ -108,7 +111,7 @@ def repair_clicks(waveform: Tensor, sample_rate: int) -> Repaired:
     if waveform.shape[1] < max(64, _SHORTEST_S * sample_rate):
         return Repaired(waveform, 0)
     channels = [_repaired(channel, sample_rate) for channel in waveform]
-    count = sum(channel.count for channel in channels)
+    count = sum(channel.clicks for channel in channels)
     if count == 0:
         return Repaired(waveform, 0)
     return Repaired(torch.stack([channel.waveform for channel in channels]), count)
@@ -134,10 +137,14 @@ def _without_clicks(sound: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
     marks = torch.zeros_like(sound, dtype=torch.bool)
     bridge = round(_BRIDGE_S * sample_rate)
     restored = sound
+    found = _clicks(sound, sound, _ROUGH, _CERTAIN, sample_rate)
+    if not bool(found.any()):
+        return marks, sound
+    high = _HIGH if len(_runs(found)) >= _SEVERAL else _CERTAIN
     # At first the clicks are in the models as well: they hide each other and blur their own ends.
     # Once most are gone, the models tell exactly where the clicks were.
     for _ in range(_PASSES):
-        found = _clicks(restored, restored, _ROUGH, sample_rate)
+        found = _clicks(restored, restored, _ROUGH, high, sample_rate)
         if not bool((found & ~marks).any()):
             break
         marks = _closed(marks | found, bridge)
@@ -145,7 +152,7 @@ def _without_clicks(sound: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
     for order_s in _ORDERS_S:
         if not bool(marks.any()):
             return marks, sound
-        marks = _clicks(sound, restored, _FINE, sample_rate)
+        marks = _clicks(sound, restored, _FINE, high, sample_rate)
         restored = _interpolate(sound, restored, marks, marks, order_s, sample_rate)
     return marks, restored
 
@@ -153,12 +160,14 @@ def _without_clicks(sound: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------ detection
 
 
-def _clicks(sound: Tensor, model: Tensor, shares: tuple[float, ...], sample_rate: int) -> Tensor:
+def _clicks(
+    sound: Tensor, model: Tensor, shares: tuple[float, ...], high: float, sample_rate: int
+) -> Tensor:
     """Mark the clicks of `sound`, by models that are learnt from `model`."""
     error = _prediction_error(sound, model, sample_rate)
     own = error if model is sound else _prediction_error(model, model, sample_rate)
     usual = _usual_peaks(own, sample_rate).clamp_min(_INAUDIBLE * float(sound.abs().max()))
-    sure = error > _HIGH * usual
+    sure = error > high * usual
     marks = torch.zeros_like(sure)
     if not bool(sure.any()):
         return marks
