@@ -101,6 +101,11 @@ def add_parser(subparsers: Any) -> None:
         help="linked: all channels share a gain, so a stereo image stays; separate: each is "
         "denoised alone, for one microphone each (default: %(default)s)",
     )  # fmt: skip
+    add(
+        "--declick", action=argparse.BooleanOptionalAction, default=default.declick,
+        help="repair clicks, clipped peaks, and stretches of up to 20 ms that are missing "
+        "(default: %(default)s)",
+    )  # fmt: skip
     add("--keep-hum", action="store_true", help="leave mains hum and steady whistles")
     add("--keep-rumble", action="store_true", help="leave what lies below the lowest pitch")
     add(
@@ -172,6 +177,7 @@ def _options(arguments: argparse.Namespace) -> Options:
             device=arguments.device,
             strength=arguments.strength,
             atten_lim=arguments.atten_lim,
+            declick=arguments.declick,
             hum=not arguments.keep_hum,
             rumble=not arguments.keep_rumble,
         ),

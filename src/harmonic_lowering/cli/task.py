@@ -404,11 +404,13 @@ def _sample_of_the_noise(reader: AudioReader, options: Options) -> tuple[Tensor 
 
 
 def _in_words(summary: Summary) -> str:
+    repaired = f"{summary.clicks} clicks or gaps repaired" if summary.clicks else ""
     if summary.noise_dbfs is None or summary.snr_db is None:
-        return ""
+        return repaired
     steady = {True: ", steady", False: ", changing", None: ""}[summary.steady]
     removed = "" if summary.removed_db is None else f", reduced by {summary.removed_db:.0f} dB"
-    return f"noise {summary.noise_dbfs:.0f} dBFS, SNR {summary.snr_db:.0f} dB{steady}{removed}"
+    noise = f"noise {summary.noise_dbfs:.0f} dBFS, SNR {summary.snr_db:.0f} dB{steady}{removed}"
+    return ", ".join(filter(None, [noise, repaired]))
 
 
 @contextmanager

@@ -60,6 +60,9 @@ class Summary:
         Whether the level of the noise never changes. Where it does, some of it may remain.
     removed_db : float or None
         By how much the estimated noise was attenuated.
+    clicks : int
+        How many clicks, clipped peaks and missing stretches were interpolated, in all channels;
+        where two segments overlap, once for each.
     warning : str
         A sentence to show to the user, or empty.
     """
@@ -68,6 +71,7 @@ class Summary:
     snr_db: float | None = None
     steady: bool | None = None
     removed_db: float | None = None
+    clicks: int = 0
     warning: str = ""
 
 
@@ -107,12 +111,12 @@ class Stream(Iterator[Block]):
 class Denoiser:
     r"""Remove noise from one recording.
 
-    Mains hum is subtracted first. Then a network of harmonic convolutions, the prior, is fitted to
-    the recording's power spectrum by maximum likelihood. The network predicts masked bins from
-    their context; pitched sound is predictable, noise is not. A second network, the mask, has
-    learnt from synthetic sounds how noise swells; its answer is taken where that of the prior
-    misses such noise. Finally rumble is cut. No download, no sample of the noise. With
-    ``start="random"`` nothing but this recording is used, as in the literature on deep priors.
+    Clicks are repaired and mains hum is subtracted first. Then a network of harmonic convolutions,
+    the prior, is fitted to the recording's power spectrum by maximum likelihood. The network
+    predicts masked bins from their context; pitched sound is predictable, noise is not. A second
+    network, the mask, has learnt from synthetic sounds how noise swells; its answer is taken where
+    that of the prior misses such noise. Finally rumble is cut. No download, no sample of the noise.
+    With ``start="random"`` nothing but this recording is used, as in the literature on deep priors.
 
     .. math:: \max_θ \sum_{f,t} \log \sum_k w_k(θ) \, p(X \mid ξ_k),
         \qquad p(X \mid ξ) = \frac{1}{1+ξ} \exp\frac{−|X|²/N}{1+ξ},
@@ -147,6 +151,9 @@ class Denoiser:
         Share of the estimated noise that is removed.
     atten_lim : float > 0 or None
         Attenuate by at most this many dB; a little noise left over hides artefacts.
+    declick : bool
+        Whether to interpolate clicks of up to 6 ms, missing stretches of up to 20 ms and clipped
+        peaks (``"prior"``); other samples do not change by it.
     hum : bool
         Whether to subtract mains hum and steady whistles (``"prior"``).
     rumble : bool
@@ -202,6 +209,7 @@ class Denoiser:
     device: str = "cpu"
     strength: float = 1.0
     atten_lim: float | None = None
+    declick: bool = True
     hum: bool = True
     rumble: bool = True
     layer: str = "harmonic"
@@ -413,6 +421,7 @@ class Denoiser:
             early_stop=self.early_stop,
             seed=self.seed,
             device=self.device,
+            declick=self.declick,
             hum=self.hum,
             rumble=self.rumble,
             layer=self.layer,
@@ -466,12 +475,12 @@ class _Account:
 
     def summary(self) -> Summary:
         """Return the levels, and a warning where the noise could not be found well."""
-        samples, sound, noise, left = (
+        samples, sound, noise, left, clicks = (
             sum(getattr(found, name) for found in self._found)
-            for name in ("samples", "sound", "noise", "left")
+            for name in ("samples", "sound", "noise", "left", "clicks")
         )
         if noise == 0:
-            return Summary()
+            return Summary(clicks=clicks)
         snr_db = _decibels(sound - noise, noise)
         removed_db = _decibels(noise, left)
         known = [found.steady for found in self._found if found.steady is not None]
@@ -483,7 +492,7 @@ class _Account:
                 "moments may have been taken for all of it; a sample of the noise would help"
             )
         noise_dbfs = _decibels(noise, samples)
-        return Summary(noise_dbfs, snr_db, steady, removed_db, warning)
+        return Summary(noise_dbfs, snr_db, steady, removed_db, clicks, warning)
 
 
 def _decibels(power: float, reference: float) -> float:

@@ -47,6 +47,7 @@ class Settings:
     early_stop: bool = True
     seed: int = 0
     device: str = "cpu"
+    declick: bool = True
     hum: bool = True
     rumble: bool = True
     layer: str = "harmonic"
@@ -75,13 +76,15 @@ class Estimate:
     """The clean sound (C, L), and what is known of its noise.
 
     `noise_power` is its mean square over the channels that are not silent, `left` the share of it
-    that the filter lets pass, `steady` whether its level never changes.
+    that the filter lets pass, `steady` whether its level never changes, `clicks` how many clicks
+    and gaps were interpolated before.
     """
 
     clean: Tensor
     noise_power: float | None = None
     left: float = 0.0
     steady: bool | None = None
+    clicks: int = 0
 
 
 class Estimator(Protocol):

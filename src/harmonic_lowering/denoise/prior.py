@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..spectral import Stft
+from .clicks import repair_clicks
 from .estimator import Estimate, Report, Settings
 from .fit import fit_weights
 from .hum import subtract_hum
@@ -36,7 +37,7 @@ _Models: TypeAlias = Sequence[NoiseModel | NoiseSample | RaisedNoise | None]
 
 
 class PriorEstimator:
-    """Subtract hum, filter with the gain that a network fitted to the segment finds, cut rumble."""
+    """Repair clicks, subtract hum, filter with the gain that a fitted network finds, cut rumble."""
 
     def settings(self, quality: str) -> Settings:
         """Return the method's own settings for "fast", "default" or "best"."""
@@ -60,7 +61,8 @@ class PriorEstimator:
         noise: NoiseSample | None,
     ) -> Estimate:
         """Estimate the clean sound of a segment (C, L)."""
-        dehummed = subtract_hum(noisy, sample_rate) if settings.hum else noisy
+        declicked, clicks = repair_clicks(noisy, sample_rate) if settings.declick else (noisy, 0)
+        dehummed = subtract_hum(declicked, sample_rate) if settings.hum else declicked
         if noise is not None and len(noise.waveform) not in (1, len(noisy)):
             raise ValueError(
                 f"the sample of the noise has {len(noise.waveform)} channels and the recording "
@@ -80,7 +82,7 @@ class PriorEstimator:
                 estimate = replace(estimate, clean=learnt.mixed(estimate.clean))
         if settings.rumble:
             estimate = replace(estimate, clean=cut_rumble(estimate.clean, dehummed, sample_rate))
-        return estimate
+        return replace(estimate, clicks=clicks)
 
 
 def _models(

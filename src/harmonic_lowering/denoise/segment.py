@@ -52,6 +52,7 @@ class Found(NamedTuple):
     noise: float  # energy of the noise
     left: float  # energy of the noise in the result
     steady: bool | None  # whether the level of the noise never changes
+    clicks: int = 0  # that were interpolated
 
 
 class Cleaned(NamedTuple):
@@ -136,7 +137,7 @@ def _found(estimate: Estimate, noisy: Tensor, scale: float, kept: float) -> Foun
     sound = float(audible.double().square().sum()) * scale**2
     noise = estimate.noise_power * scale**2 * audible.numel()
     left = noise * (kept + (1 - kept) * math.sqrt(estimate.left)) ** 2
-    return Found(audible.numel(), sound, noise, left, estimate.steady)
+    return Found(audible.numel(), sound, noise, left, estimate.steady, estimate.clicks)
 
 
 def clean_in_turn(

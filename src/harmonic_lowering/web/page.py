@@ -65,6 +65,9 @@ def build(gr: Any, visitors: Visitors, limits: Limits) -> Any:
                          ("Separate: one microphone each", "separate")],
                         value="linked", label="Channels",
                     )  # fmt: skip
+                    declick = gr.Checkbox(
+                        default.declick, label="Repair clicks, clipped peaks and short gaps"
+                    )
                     hum = gr.Checkbox(default.hum, label="Remove mains hum and whistles")
                     rumble = gr.Checkbox(
                         default.rumble, label="Remove what lies below the lowest pitch"
@@ -167,7 +170,7 @@ def build(gr: Any, visitors: Visitors, limits: Limits) -> Any:
         def leave(request: Any) -> None:
             visitors.end(request.session_hash)
 
-        settings = [quality, strength, limit, channels, hum, rumble, offset]
+        settings = [quality, strength, limit, channels, declick, hum, rumble, offset]
         hidden = {"api_visibility": "private", "concurrency_limit": None}
         taken = [upload, microphone, *everything]
         upload.upload(add, [upload, first, last], taken, **hidden)
@@ -196,11 +199,16 @@ def _take_uploads_only(component: Any) -> None:
 
 
 def _options(
-    quality: str, strength: float, limit: float | None, channels: str, hum: bool, rumble: bool,
-    offset: bool,
+    quality: str, strength: float, limit: float | None, channels: str, declick: bool,
+    hum: bool, rumble: bool, offset: bool,
 ) -> Options:  # fmt: skip
     denoiser = Denoiser(
-        quality=quality, strength=strength, atten_lim=limit or None, hum=hum, rumble=rumble
+        quality=quality,
+        strength=strength,
+        atten_lim=limit or None,
+        declick=declick,
+        hum=hum,
+        rumble=rumble,
     )
     return Options(denoiser, force=True, separate=channels == "separate", remove_dc=offset)
 
