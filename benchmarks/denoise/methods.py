@@ -239,7 +239,7 @@ def _digest(method: Method) -> str:
         folder = Path(harmonic_lowering.__file__).parent
         of_prior = (
             "fit.py", "hum.py", "likelihood.py", "noise_estimate.py", "noise_model.py",
-            "noise_sample.py", "prior.py", "rumble.py",
+            "noise_recording.py", "noise_sample.py", "prior.py", "rumble.py",
         )  # fmt: skip
         of_mask = "mask.py", "mask_network.py"
         spared = (*of_mask, *(of_prior if method.name == "dap" else ("dap.py",)))

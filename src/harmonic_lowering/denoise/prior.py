@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ from .fit import fit_weights
 from .hum import subtract_hum
 from .likelihood import posterior_gain, shrinkage_risk
 from .noise_model import NoiseModel
+from .noise_recording import RecordingNoise
 from .noise_sample import NoiseSample
 from .rumble import cut_rumble
 
@@ -50,11 +51,11 @@ class PriorEstimator:
         settings: Settings,
         report: Report,
         time_limit: float | None,
-        noise: NoiseSample | None,
+        noise: NoiseSample | RecordingNoise | None,
     ) -> Estimate:
         """Estimate the clean sound of a segment (C, L)."""
         dehummed = subtract_hum(noisy, sample_rate) if settings.hum else noisy
-        if noise is not None and len(noise.waveform) not in (1, len(noisy)):
+        if isinstance(noise, NoiseSample) and len(noise.waveform) not in (1, len(noisy)):
             raise ValueError(
                 f"the sample of the noise has {len(noise.waveform)} channels and the recording "
                 f"{len(noisy)}; it must have one or as many"
@@ -63,10 +64,11 @@ class PriorEstimator:
         for index, channel in enumerate(dehummed):
             if not bool(channel.any()):
                 models.append(None)
-            elif noise is not None:
+            elif isinstance(noise, NoiseSample):
                 models.append(noise.channel(index))
             else:
-                models.append(NoiseModel.of(channel, sample_rate, settings.windows_s))
+                known = [] if noise is None else noise.states(index)
+                models.append(NoiseModel.of(channel, sample_rate, settings.windows_s, known))
         analysis = _choose_stft(dehummed, settings.transforms(sample_rate), models)
         crop = round(_CROP_S * sample_rate / analysis.transform.hop_length)
         spectrum = _filter(analysis, crop, settings, report, time_limit)
@@ -76,6 +78,16 @@ class PriorEstimator:
         found = [model for model in models if isinstance(model, NoiseModel)]
         steady = all(model.steady for model in found) if found else None
         return Estimate(clean, *analysis.noise_powers(spectrum), steady)
+
+    def listen(
+        self, stretches: Iterable[tuple[float, Tensor]], sample_rate: int, settings: Settings
+    ) -> RecordingNoise:
+        """Estimate the noise of the whole recording, without hum as in its segments."""
+
+        def prepare(samples: Tensor) -> Tensor:
+            return subtract_hum(samples, sample_rate) if settings.hum else samples
+
+        return RecordingNoise.of(stretches, sample_rate, settings.windows_s, prepare)
 
 
 @dataclass(frozen=True)
