@@ -13,7 +13,6 @@ import harmonic_lowering.denoise.mask as mask_module
 from harmonic_lowering import weights
 from harmonic_lowering.denoise.mask import LearntMask, WeightsError
 from harmonic_lowering.denoise.mask_network import (
-    REACH,
     MaskNetwork,
     mask_features,
     merge_bins,
@@ -67,9 +66,24 @@ def test_features_do_not_depend_on_the_level():
     power = torch.rand(1, 512, 300).square() + 1e-3
     planes, level = mask_features(power)
     louder, loud_level = mask_features(1e6 * power)
-    assert planes.shape == (1, 6, 256, 300)
+    assert planes.shape == (1, 7, 256, 300)
     assert torch.allclose(planes, louder, atol=1e-3)
     assert torch.allclose(1e6 * level, loud_level)
+
+
+def test_a_quiet_stretch_does_not_lower_the_floor_around_it():
+    torch.manual_seed(0)
+    power = torch.randn(1, 512, 400, dtype=torch.complex64).abs().square()
+    gated = power.clone()
+    gated[..., 150:200] *= 1e-4
+    above, above_gated = (
+        mask_features(each)[0][:, 2:4].float().mean((0, 1, 2)) for each in (power, gated)
+    )
+    outside = torch.ones(400, dtype=torch.bool)
+    outside[140:210] = False
+    # 15 dB are 1.
+    assert (above_gated - above)[outside].abs().max() < 2 / 15
+    assert (above_gated - above)[155:195].abs().max() < 3 / 15
 
 
 def test_silence_has_finite_features():
@@ -84,9 +98,9 @@ def test_silence_has_finite_features():
 def test_folding_changes_nothing(layer):
     network = MaskNetwork((4, 4, 8, 8), layer)
     for _ in range(3):  # statistics that are not 0 and 1
-        network(3 + 2 * torch.randn(2, 6, 64, 40))
+        network(3 + 2 * torch.randn(2, 7, 64, 40))
     network.eval()
-    planes = torch.randn(1, 6, 272, 30)
+    planes = torch.randn(1, 7, 272, 30)
     for expected, folded in zip(network(planes), network.folded()(planes), strict=True):
         assert torch.allclose(expected, folded, atol=1e-5)
 
@@ -104,19 +118,6 @@ def test_an_unknown_layer_is_refused():
         MaskNetwork(layer="round")
 
 
-def test_the_network_reaches_no_further_than_it_says():
-    network = MaskNetwork((4, 4, 8, 8)).eval()
-    planes = torch.randn(1, 6, 32, 700)
-    changed = planes.clone()
-    changed[..., 350:352] += 1
-    for (one, two), stride in zip(
-        zip(network(planes), network(changed), strict=True), (1, 2), strict=True
-    ):
-        frames = (one != two).flatten(0, 1).any(0).nonzero() * stride
-        assert frames.min() >= 350 - REACH
-        assert frames.max() <= 351 + REACH
-
-
 # Recordings ------------------------------------------------------------------------------------
 
 
@@ -132,25 +133,6 @@ def test_a_recording_keeps_its_shape_and_dtype(rate):
         assert result.dtype == dtype
         assert result.isfinite().all()
         assert torch.equal(sound, before)
-
-
-def test_blocks_give_what_the_whole_gives(monkeypatch):
-    torch.manual_seed(1)
-    sound = torch.randn(2, 16000 * 20) * torch.linspace(0.01, 1, 16000 * 20)
-    mask = untrained()
-    monkeypatch.setattr(mask_module, "_BLOCK", 10**6)
-    whole = mask.apply(sound, 16000)
-    monkeypatch.setattr(mask_module, "_BLOCK", 250)
-    reads = []
-
-    def read(start, stop):
-        reads.append(stop - start)
-        return sound[:, start:stop]
-
-    blocks = list(mask.stream(read, sound.shape[1], 16000))
-    assert len(blocks) == 5
-    assert max(reads) < sound.shape[1]
-    assert torch.allclose(torch.cat(blocks, 1), whole, atol=2e-4)
 
 
 def test_channels_share_one_mask():

@@ -103,7 +103,7 @@ class _UnderWay:
                 segment = order.popleft()
                 cleaned, steps = self._done.pop(segment.index)
                 if progress is not None:
-                    most = segment.settings.starts * segment.settings.steps
+                    most = segment.settings.most_steps
                     for step, loss, ended in steps:
                         progress(Progress(segment.index, segment.count, step, most, loss, ended))
                 yield segment, cleaned

@@ -69,13 +69,18 @@ def add_parser(subparsers: Any) -> None:
     add("--json", action="store_true", help="report each recording as a line of JSON")
     add(
         "--jobs", type=int, metavar="N",
-        help="recordings at a time, each with one thread (default: 1, with all threads; on a "
-        "cluster as many as keep it busy)",
+        help="recordings at a time, or stretches of a single long one, each with one thread "
+        "(default: 1, with all threads; on a cluster as many as keep it busy)",
     )  # fmt: skip
     add(
         "--quality", choices=("fast", "default", "best"), default=default.quality,
         help="how long to work: about 0.5, 2 or 8 s for each of sound on two cores, at 16 kHz; "
         "short recordings take more for each second (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        "--start", choices=("learnt", "random"), default=default.start,
+        help="learnt: a mask that has learnt from synthetic sounds has a say, and is all there is "
+        "with --quality fast; random: nothing but this recording is used (default: %(default)s)",
     )  # fmt: skip
     add(
         "--method", choices=("prior", "dap"), default=default.method,
@@ -163,6 +168,7 @@ def _options(arguments: argparse.Namespace) -> Options:
             steps=arguments.steps,
             time_limit=arguments.time_limit,
             seed=arguments.seed,
+            start=arguments.start,
             device=arguments.device,
             strength=arguments.strength,
             atten_lim=arguments.atten_lim,

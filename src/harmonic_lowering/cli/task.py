@@ -22,10 +22,11 @@ from torch import Tensor
 from ..audio import AudioError, AudioReader, AudioWriter, LengthChanged, replacing
 from ..audio.output import Part
 from ..denoise import Denoiser, Progress, Stream, Summary
-from ..denoise.segment import clean_in_turn
+from ..denoise.segment import SegmentMap
 from .cluster import Cluster
 from .files import PIPE, Job
 from .kept import Kept
+from .spread import in_processes
 from .storage import Address, Place, Stage, exists, fetch, send
 
 __all__ = [
@@ -51,6 +52,7 @@ class Options:
     noise: Path | None = None  # a file with the noise alone
     noise_from: tuple[float, float] | None = None  # or where the recording holds it, in seconds
     cluster: Cluster | None = None  # that cleans the segments
+    processes: int = 1  # or so many processes here
 
 
 @dataclass
@@ -336,8 +338,7 @@ class _Run:
         def read(start: int, stop: int) -> Tensor:
             return (reader.read(start, stop) - reader.offset)[channels]
 
-        noise, cluster = self._noise, self._options.cluster
-        each = clean_in_turn if cluster is None else cluster.each(self._kept, self._is_stopped)
+        noise = self._noise
         stream = self._options.denoiser.stream(
             read,
             reader.length,
@@ -345,11 +346,18 @@ class _Run:
             lambda progress: self._step(number, progress),
             noise=noise[channels] if noise is not None and len(noise) > 1 else noise,
             noise_rate=self._noise_rate,
-            each=each,
+            each=self._segment_map(),
         )
         self._streams.append(stream)
         yield from stream
         self.summaries.append(stream.summary)
+
+    def _segment_map(self) -> SegmentMap:
+        options = self._options
+        if options.cluster is not None:
+            return options.cluster.each(self._kept, self._is_stopped)
+        streams = self._reader.channels if options.separate else 1  # they share the processes
+        return in_processes(max(1, options.processes // streams), self._is_stopped)
 
     def _step(self, number: int, progress: Progress) -> bool:
         self.steps += 1

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..checks import as_channels
 from .estimator import Settings
+from .mask import LearntMask, WeightsError, shipped_mask
 from .noise_recording import RecordingNoise
 from .noise_sample import NoiseSample
 from .segment import (
@@ -31,6 +32,7 @@ __all__ = ["Block", "Denoised", "Denoiser", "Progress", "Stream", "Summary"]
 
 _QUALITIES = ("fast", "default", "best")
 _LAYERS = ("harmonic", "plain")
+_STARTS = ("learnt", "random")
 _MOST_BINS = 600_000  # of a segment's spectrogram: what bounds the memory at high rates
 _STRETCH_S = 4.0  # in which the noise of the whole recording is looked for
 _MOST_STRETCHES = 16  # of them, spread over a long recording
@@ -106,12 +108,14 @@ class Stream(Iterator[Block]):
 
 @dataclass(frozen=True)
 class Denoiser:
-    r"""Remove noise from one recording, with a network fitted to that recording alone.
+    r"""Remove noise from one recording.
 
-    Mains hum is subtracted first. Then a network of harmonic convolutions is fitted to the
-    recording's power spectrum by maximum likelihood. The network predicts masked bins from their
-    context; pitched sound is predictable, noise is not. Finally rumble is cut. No training data, no
-    download, no sample of the noise.
+    Mains hum is subtracted first. Then a network of harmonic convolutions, the prior, is fitted to
+    the recording's power spectrum by maximum likelihood. The network predicts masked bins from
+    their context; pitched sound is predictable, noise is not. A second network, the mask, has
+    learnt from synthetic sounds how noise swells; its answer is taken where that of the prior
+    misses such noise. Finally rumble is cut. No download, no sample of the noise. With
+    ``start="random"`` nothing but this recording is used, as in the literature on deep priors.
 
     .. math:: \max_θ \sum_{f,t} \log \sum_k w_k(θ) \, p(X \mid ξ_k),
         \qquad p(X \mid ξ) = \frac{1}{1+ξ} \exp\frac{−|X|²/N}{1+ξ},
@@ -126,7 +130,8 @@ class Denoiser:
         As above, or the deep audio prior as published: the network is fitted to the complex STFT
         itself, and its last output is the result. It is slower and worse; for comparison.
     quality : "fast", "default" or "best"
-        Presets of `steps` and of the number of random initialisations that are averaged.
+        Presets of `steps` and of the number of random initialisations that are averaged; "fast" is
+        the learnt mask alone, or 50 steps where there is none.
     steps : int >= 1, optional
         Most steps of the optimiser for each segment (and initialisation).
     early_stop : bool
@@ -135,6 +140,9 @@ class Denoiser:
         For the whole recording. The result then depends on the machine's speed.
     seed : int in [0, 2**63)
         The same seed gives the same bits on the same machine.
+    start : "learnt" or "random"
+        Whether the mask that was learnt from synthetic sounds has a say (``"prior"``). It has none
+        beside a sample of the noise, or where the recording is shorter than its window of 64 ms.
     device : str
         Where to compute, for example "cpu" or "cuda".
     strength : float in [0, 1]
@@ -192,6 +200,7 @@ class Denoiser:
     early_stop: bool = True
     time_limit: float | None = None
     seed: int = 0
+    start: str = "learnt"
     device: str = "cpu"
     strength: float = 1.0
     atten_lim: float | None = None
@@ -209,6 +218,7 @@ class Denoiser:
             ("method", tuple(METHODS)),
             ("quality", _QUALITIES),
             ("layer", _LAYERS),
+            ("start", _STARTS),
         ):
             if getattr(self, name) not in choices:
                 known = " or ".join(f'"{choice}"' for choice in choices)
@@ -327,14 +337,15 @@ class Denoiser:
         """
         if sample_rate < 1:
             raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
-        settings = self._settings()
+        sample = None if noise is None else self._sample(noise, noise_rate, sample_rate)
+        long_enough = length >= LearntMask.transform(sample_rate).n_fft
+        settings = self._settings(learnt=sample is None and long_enough)
         window = settings.transforms(sample_rate)[0]
         if length < window.n_fft:
             raise ValueError(
                 f"the recording has {length} samples, shorter than one window of "
                 f"{window.n_fft} ({1000 * window.n_fft / sample_rate:.0f} ms)"
             )
-        sample = None if noise is None else self._sample(noise, noise_rate, sample_rate)
         account = _Account()
         overlap = max(window.n_fft, round(self.overlap_s * sample_rate))
         longest = min(
@@ -389,11 +400,13 @@ class Denoiser:
                 noisy, sample_rate, self.method, settings, kept, noise, share, index + 1, count
             )
 
-    def _settings(self) -> Settings:
-        """Return the method's settings, with what was set here."""
+    def _settings(self, learnt: bool) -> Settings:
+        """Return the method's settings, with what was set here; `learnt`: if a mask is of use."""
         own = METHODS[self.method].settings(self.quality)
+        learnt = learnt and self.method == "prior" and self.start == "learnt" and _mask_is_there()
+        mask_alone = learnt and self.quality == "fast"
         return Settings(
-            steps=self.steps or own.steps,
+            steps=self.steps or (0 if mask_alone else own.steps),
             starts=own.starts,
             widths=self.widths or own.widths,
             learning_rate=self.learning_rate or own.learning_rate,
@@ -405,6 +418,7 @@ class Denoiser:
             hum=self.hum,
             rumble=self.rumble,
             layer=self.layer,
+            start="learnt" if learnt else "random",
         )
 
 
@@ -431,6 +445,18 @@ def _stretches(
         start = round(index * last / (count - 1))
         samples = _finite(read, start, start + size, sample_rate)
         yield (start + size / 2) / sample_rate, samples
+
+
+def _mask_is_there() -> bool:
+    """Read the learnt mask; where that fails, say so and do without."""
+    try:
+        shipped_mask()
+    except (WeightsError, ImportError) as error:
+        warnings.warn(
+            f"{error}; going on without it, with the prior from a random start", stacklevel=5
+        )
+        return False
+    return True
 
 
 def _joined(

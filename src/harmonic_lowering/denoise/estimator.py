@@ -32,7 +32,8 @@ def losses_wait(device: str) -> int:
 class Settings:
     """Everything an estimator needs to know besides the sound; the fields are `Denoiser`'s.
 
-    `starts` random initialisations of at most `steps` steps each are averaged. Of `windows_s`, in
+    `starts` random initialisations of at most `steps` steps each are averaged; with 0 steps the
+    learnt mask is all there is. Of `windows_s`, in
     order of preference, a recording must hold the first; `overlap` windows cover each sample.
     """
 
@@ -48,6 +49,12 @@ class Settings:
     hum: bool = True
     rumble: bool = True
     layer: str = "harmonic"
+    start: str = "random"
+
+    @property
+    def most_steps(self) -> int:
+        """The most steps of all initialisations; the mask alone counts as one."""
+        return max(1, self.starts * self.steps)
 
     def transforms(self, sample_rate: int) -> list[Stft]:
         """Return the transform of each window."""

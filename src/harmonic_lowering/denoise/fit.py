@@ -19,9 +19,13 @@ from torch import Tensor
 from .estimator import Report, Settings, losses_wait
 from .likelihood import SNR_DB, log_likelihood
 from .network import SpectrogramUNet
+from .rows import Rows
 
 __all__ = ["fit_weights"]
 
+_STACKED = (
+    2  # rows of the spectrogram that are one of the network: as good, in two thirds of the time
+)
 _PATCH = 3  # bins and frames of a masked patch: the STFT's window smears one bin over as many
 _MASKED_SHARE = 0.1  # of all bins, predicted in a step
 _LAST_MASKED_SHARE = 0.05  # and in the last sweep, when more around each may be seen
@@ -35,12 +39,20 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def fit_weights(
-    ratio: Tensor, settings: Settings, report: Report, *, crop: int, time_limit: float | None
+    ratio: Tensor,
+    settings: Settings,
+    report: Report,
+    *,
+    crop: int,
+    single: int,
+    time_limit: float | None,
 ) -> Tensor:
     """Fit the network to |X|²/N (F, T), then predict the weights (F, T, K) of each masked bin.
 
     Each step looks at `crop` frames: many short steps learn more in a given time than few long
-    ones, and a step costs the same however long the recording is.
+    ones, and a step costs the same however long the recording is. The network sees the first
+    `single` bins as they are and means of several above; these share their weights, which are
+    those of greatest likelihood of each of the bins.
     """
     began = time.monotonic()
     device = settings.device
@@ -48,23 +60,25 @@ def fit_weights(
     random = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        network = SpectrogramUNet(2, len(SNR_DB), settings.widths, settings.layer).to(device)
-    ratio = ratio.to(device)
-    logarithm = (ratio + 1e-3).log().clamp(-3, 10) / 3
-    bins, frames = ratio.shape
+        network = SpectrogramUNet(
+            2, len(SNR_DB), settings.widths, settings.layer, stacked=_STACKED
+        ).to(device)
+    rows = Rows(len(ratio), min(single, len(ratio)))
+    parts = rows.parts(ratio.to(device))
+    logarithm = (torch.cat([part.mean(2) for part in parts]) + 1e-3).log().clamp(-3, 10) / 3
+    count, frames = logarithm.shape
     crop = min(crop, frames)
 
     def predict(first: int, last: int, masked: Tensor) -> Tensor:
-        """Log of the weights (n, K) of n bins of some frames, masked with what is around them."""
+        """Log of the weights (n, K) of n rows of some frames, masked with what is around them."""
         segment = logarithm[None, None, :, first:last]
         visible = segment.new_zeros(segment.shape)
         visible.view(-1)[masked] = 1
         visible = 1 - F.max_pool2d(visible, _PATCH, 1, _PATCH // 2)
-        features = network.features(torch.cat([segment * visible, visible], 1))
-        scores = network.head(features.flatten(2)[..., masked, None])  # of these bins only
-        return F.log_softmax(scores[0, :, :, 0].T, 1)
+        return F.log_softmax(network.at(torch.cat([segment * visible, visible], 1), masked), 1)
 
-    optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    fused = torch.device(device).type in ("cpu", "cuda")  # a quarter of the optimiser's time
+    optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, fused=fused)
     losses: list[float] = []
     unread: list[Tensor] = []
     last_sweep = _FORWARD / _LAST_MASKED_SHARE * frames / crop  # takes as long as so many steps
@@ -74,18 +88,27 @@ def fit_weights(
         optimiser.param_groups[0]["lr"] = settings.learning_rate * _rate_at(step, position)
         # Multiples of the golden ratio visit all parts of the recording evenly.
         first = round(step * _GOLDEN % 1 * (frames - crop))
-        target = ratio[:, first : first + crop].flatten()
-        order = torch.randperm(len(target), generator=random)
-        masked = _sent(order[: max(1, round(_MASKED_SHARE * len(target)))], device)
+        drawn = [_sent(_draw(len(part) * crop, random), device) for part in parts]
+        targets = [
+            part[:, first : first + crop].flatten(0, 1)[chosen]
+            for part, chosen in zip(parts, drawn, strict=True)
+        ]
+        masked = torch.cat([drawn[0], *(chosen + rows.single * crop for chosen in drawn[1:])])
         with torch.enable_grad():
-            likelihood = predict(first, first + crop, masked) + log_likelihood(target[masked])
-            loss = -likelihood.logsumexp(1).mean()
+            predicted = predict(first, first + crop, masked)
+            scores = torch.split(predicted, [len(chosen) for chosen in drawn])
+            likelihoods = [
+                (score[:, None] + log_likelihood(target)).logsumexp(2).mean(1)
+                for score, target in zip(scores, targets, strict=True)
+            ]
+            loss = -torch.cat(likelihoods).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         # Without the part that depends only on which bins are masked, which halves the spread
         # from step to step.
-        unread.append(loss.detach() - 1 - target[masked].clamp_min(1e-6).log().mean())
+        known = torch.cat([target.clamp_min(1e-6).log().mean(1) for target in targets])
+        unread.append(loss.detach() - 1 - known.mean())
         if step == 1 or len(unread) >= losses_wait(device):
             losses += torch.stack(unread).tolist()
             unread.clear()
@@ -104,12 +127,17 @@ def fit_weights(
             losses += torch.stack(unread).tolist()
         if report(step, losses[-1], ended if position == 1 else ""):
             break
-    scores = ratio.new_empty(ratio.numel(), len(SNR_DB))
+    weights = logarithm.new_empty(count * frames, len(SNR_DB))
     with torch.no_grad():
-        order = torch.randperm(len(scores), generator=random).to(device)
-        for masked in torch.split(order, max(1, round(_LAST_MASKED_SHARE * len(scores)))):
-            scores[masked] = predict(0, frames, masked)
-    return (_WEIGHT_EXPONENT * scores).softmax(1).view(bins, frames, -1).cpu()
+        order = torch.randperm(len(weights), generator=random).to(device)
+        for masked in torch.split(order, max(1, round(_LAST_MASKED_SHARE * len(order)))):
+            weights[masked] = (_WEIGHT_EXPONENT * predict(0, frames, masked)).softmax(1)
+    return rows.split(weights.view(count, frames, -1)).cpu()
+
+
+def _draw(count: int, random: torch.Generator) -> Tensor:
+    """Return the share of `count` rows and frames that a step masks."""
+    return torch.randperm(count, generator=random)[: max(1, round(_MASKED_SHARE * count))]
 
 
 def _sent(indices: Tensor, device: str) -> Tensor:

@@ -5,16 +5,14 @@ The network reads the power spectrogram of a recording (64 ms windows, 16 ms hop
 of the noise. It knows what the prior cannot find in one recording: how noise swells and how a
 voice begins. One set of weights serves all sample rates. Up to 8 kHz each bin is a row; above,
 16 bins are merged into one, so that 48 kHz costs little more than 16.
-
-All that the network sees is local in time, so a recording that is cut into blocks with enough
-context gives the same result as the whole.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -25,10 +23,8 @@ from ..checks import as_channels
 from ..spectral import Stft
 from ..weights import WeightsError, read_weights, write_weights
 from .mask_network import (
-    LOCAL,
     NOISE_FRAMES,
     NOISE_ROWS,
-    REACH,
     MaskNetwork,
     local_mean,
     mask_features,
@@ -36,14 +32,13 @@ from .mask_network import (
     split_rows,
 )
 
-__all__ = ["LearntMask", "MaskEstimate", "WeightsError"]
+__all__ = ["LearntMask", "MaskEstimate", "WeightsError", "shipped_mask"]
 
 WEIGHTS = Path(__file__).with_name("weights") / "mask.safetensors"
 
 _WINDOW_S = 0.064
 _OPENS_DB, _OPEN_DB = 20.0, 35.0  # estimated SNR from which the mask opens, and is open
 _OPENING = 31  # frames on each side of a local mean, taken twice, for that SNR
-_BLOCK = 2048  # frames filtered at a time, about half a minute
 
 
 @dataclass(frozen=True)
@@ -56,10 +51,13 @@ class MaskEstimate:
         Share of the amplitude to keep, 0 to 1.
     noise : Tensor [shape=(bins, T)]
         Power N(f, t) of the noise, in units of the input's |X|².
+    opening : Tensor [shape=(T,)]
+        How far the mask is opened, because the recording is clean there: 0 to 1, in `gain` already.
     """
 
     gain: Tensor
     noise: Tensor
+    opening: Tensor
 
 
 class LearntMask:
@@ -143,9 +141,12 @@ class LearntMask:
             noise.mean(1, keepdim=True), _OPENING
         ).clamp_min(1e-30)
         opening = (10 * ratio.clamp_min(1e-3).log10() - _OPENS_DB) / (_OPEN_DB - _OPENS_DB)
-        mask = torch.lerp(mask, torch.ones_like(mask), opening.clamp(0, 1))
+        opening = opening.clamp(0, 1)
+        mask = torch.lerp(mask, torch.ones_like(mask), opening)
         bins = power.shape[0]
-        return MaskEstimate(split_rows(mask[0], bins), split_rows(noise[0], bins))
+        return MaskEstimate(
+            split_rows(mask[0], bins), split_rows(noise[0], bins), opening.flatten()
+        )
 
     def apply(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """Filter a recording.
@@ -153,6 +154,7 @@ class LearntMask:
         Parameters
         ----------
         waveform : Tensor [shape=(L,) or (C, L)], float32 or float64
+            All of it is in memory at once; ``Denoiser(quality="fast")`` filters in segments.
         sample_rate : int >= 1, Hz
 
         Returns
@@ -166,53 +168,17 @@ class LearntMask:
             If the shape is another, the recording shorter than half a window or not finite.
         """
         channels = as_channels(waveform)
-        blocks = self.stream(
-            lambda start, stop: channels[:, start:stop], channels.shape[1], sample_rate
-        )
-        return torch.cat(list(blocks), 1).reshape(waveform.shape)
-
-    def stream(
-        self, read: Callable[[int, int], Tensor], length: int, sample_rate: int
-    ) -> Iterator[Tensor]:
-        """Filter a recording of any length in bounded memory.
-
-        Parameters
-        ----------
-        read : callable
-            ``read(start, stop)`` gives samples start..stop as a Tensor [shape=(C, stop − start)].
-        length : int
-            Samples of the recording.
-        sample_rate : int >= 1, Hz
-
-        Yields
-        ------
-        Tensor [shape=(C, n)]
-            The next n samples, the same as if the whole were filtered at once.
-        """
         if sample_rate < 1:
             raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
         transform = self.transform(sample_rate)
-        if length < transform.shortest:
+        if channels.shape[1] < transform.shortest:
             raise ValueError(
-                f"the recording has {length} samples, fewer than the {transform.shortest} that "
-                f"the learnt mask needs at {sample_rate} Hz"
+                f"the recording has {channels.shape[1]} samples, fewer than the "
+                f"{transform.shortest} that the learnt mask needs at {sample_rate} Hz"
             )
-        hop = transform.hop_length
-        # Even, for the network's stride; whole windows more, for the mirrored ends.
-        context = REACH + 2 * LOCAL + 2 * _OPENING + 2
-        context = hop * (context + context % 2 + 4)
-        block = hop * _BLOCK
-        for start in range(0, length, block):
-            stop = min(length, start + block)
-            if length - stop < transform.n_fft:  # no block shorter than a window at the end
-                stop = length
-            first, last = max(0, start - context), min(length, stop + context)
-            noisy = read(first, last)
-            if not noisy.isfinite().all():
-                raise ValueError("the recording holds samples that are not finite numbers")
-            yield self._filter(noisy, transform)[:, start - first : stop - first]
-            if stop == length:
-                return
+        if not channels.isfinite().all():
+            raise ValueError("the recording holds samples that are not finite numbers")
+        return self._filter(channels, transform).reshape(waveform.shape)
 
     def _filter(self, noisy: Tensor, transform: Stft) -> Tensor:
         loudest = float(noisy.abs().max())
@@ -230,3 +196,9 @@ def _to_rows(noise: Tensor, rows: int, frames: int) -> Tensor:
     """From the noise's grid (B, H', T') to (B, rows, T), linearly."""
     fine = F.interpolate(noise[:, None], scale_factor=(NOISE_ROWS, NOISE_FRAMES), mode="bilinear")
     return fine[:, 0, :rows, :frames]
+
+
+@lru_cache(maxsize=1)
+def shipped_mask() -> LearntMask:
+    """Return the mask that comes with the package, read once."""
+    return LearntMask.load()

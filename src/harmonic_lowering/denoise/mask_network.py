@@ -23,10 +23,9 @@ __all__ = [
     "split_rows",
 ]
 
-FEATURES = 6  # planes
+FEATURES = 7  # planes
 NOISE_ROWS, NOISE_FRAMES = 8, 2  # rows and frames of one value of N
 LOCAL = 62  # frames on each side of a local mean, which is taken twice: about ±2 s
-REACH = 148  # frames on each side that a value of the network depends on
 
 _FINE = 512  # bins that are rows of their own, up to 8 kHz
 _MERGED = 16  # bins of each row above
@@ -37,6 +36,8 @@ _ORIGIN = Fraction(1, 4)  # a row of the network holds bins 2r and 2r + 1
 _DILATIONS = ((1, 1), (2, 2), (4, 4), (8, 8), (1, 16), (2, 32), (4, 1), (8, 4))  # freq, time
 _HALF_DB, _SLOPE_DB = 6.5, 5.0  # above the noise: the mask is 1/2; its logit rises by 1
 _FLOOR = 1e-9  # below the local level, nothing is told apart
+_DEAD = 4 * _FLOOR  # rows with such a floor hold nothing, as above a codec's cut
+_SWELL = 2  # frames on each side that share a swell
 
 
 def merge_bins(power: Tensor) -> Tensor:
@@ -89,13 +90,12 @@ def split_rows(rows: Tensor, bins: int) -> Tensor:
 def mask_features(power: Tensor) -> tuple[Tensor, Tensor]:
     r"""Planes that the network reads, free of the recording's level.
 
-    For each row the level against the local mean of all rows, and against the row's own floor
-
-    .. math:: 1 / \overline{1 / P(f, t)},
-
-    the harmonic mean of the slightly smoothed power over about ±2 s, which follows the quiet
-    moments; how far the mean level lies above that floor; and the frequency. Two neighbouring
-    rows of the input are one row of the planes.
+    Each row's level against the local mean of all rows, and against a floor g(t)·n(f), the noise
+    if its spectrum only swelled and sank. Harmonic means follow what is quiet, so that sound hardly
+    raises them: n is that of P/g over about ±2 s, g that of P/n over the rows, each taken from the
+    other, from g = 1. A gate or a leader lowers g for as long as it lasts, and n not at all. Then
+    how far the mean level of a row lies above its floor, how far g lies above its mean, and the
+    frequency. Two neighbouring rows of the input are one row of the planes.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def mask_features(power: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns
     -------
-    planes : Tensor [shape=(B, 6, rows / 2, T)]
+    planes : Tensor [shape=(B, 7, rows / 2, T)]
     level : Tensor [shape=(B, 1, T)]
         Local mean power of all rows.
     """
@@ -112,19 +112,41 @@ def mask_features(power: Tensor) -> tuple[Tensor, Tensor]:
     relative = power / level + _FLOOR
     decibels = 10 * relative.log10()
     smooth = F.avg_pool2d(relative, 3, 1, 1, count_include_pad=False)
-    floor = -10 * local_mean(smooth.reciprocal(), LOCAL).log10()
-    height = local_mean(decibels, LOCAL) - floor
+    rows, swell = _separable_floor(smooth)
+    floor = 10 * (rows * swell).log10()
+    height = local_mean(decibels - floor, LOCAL)
     above = (decibels - floor - 8) / 15
     against = (decibels + 25) / 20
+    swelled = 10 * (swell / local_mean(swell, LOCAL)).log10()
     planes = [
         against[:, ::2],
         against[:, 1::2],
         above[:, ::2],
         above[:, 1::2],
         ((height[:, ::2] + height[:, 1::2]) / 2 - 6) / 10,
+        (swelled / 8).expand_as(height[:, ::2]),
         _pitch_plane(power.shape[1], power.device)[None, :, None].expand_as(height[:, ::2]),
     ]
     return torch.stack(planes, 1), level
+
+
+def _separable_floor(power: Tensor) -> tuple[Tensor, Tensor]:
+    """Return n (B, rows, T), which is constant but for what a local mean moves, and g (B, 1, T)."""
+    rows = local_mean(power.reciprocal(), LOCAL).reciprocal()
+    swell = _swell(power, rows)
+    rows = local_mean(swell / power, LOCAL).reciprocal()
+    return rows, _swell(power, rows)
+
+
+def _swell(power: Tensor, rows: Tensor) -> Tensor:
+    """Return the level of each frame relative to the rows' floors, where these hold something."""
+    alive = (rows > _DEAD).to(power)
+    ratio = (alive * rows / power).sum(1, keepdim=True)
+    size = 2 * _SWELL + 1
+    mean = F.avg_pool1d(
+        ratio / alive.sum(1, keepdim=True).clamp_min(1), size, 1, _SWELL, count_include_pad=False
+    )
+    return mean.clamp_min(_FLOOR).reciprocal().where(mean > 0, torch.ones_like(mean))
 
 
 class MaskNetwork(nn.Module):
@@ -143,7 +165,7 @@ class MaskNetwork(nn.Module):
     Examples
     --------
     >>> network = MaskNetwork((4, 4, 4, 4)).eval()
-    >>> mask, noise = network(torch.randn(1, 6, 256, 20))
+    >>> mask, noise = network(torch.randn(1, 7, 256, 20))
     >>> mask.shape, noise.shape
     (torch.Size([1, 512, 20]), torch.Size([1, 64, 10]))
     """
@@ -200,7 +222,7 @@ class MaskNetwork(nn.Module):
         self.noise_head = nn.Conv2d(c, 1, 1)
 
     def forward(self, planes: Tensor) -> tuple[Tensor, Tensor]:
-        """Map planes (B, 6, H, T) to the mask and the noise.
+        """Map planes (B, 7, H, T) to the mask and the noise.
 
         Returns
         -------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,9 @@ from ..spectral import Stft
 from .estimator import Estimate, Report, Settings
 from .fit import fit_weights
 from .hum import subtract_hum
+from .joined import Learnt, RaisedNoise
 from .likelihood import posterior_gain, shrinkage_risk
+from .mask import shipped_mask
 from .noise_model import NoiseModel
 from .noise_recording import RecordingNoise
 from .noise_sample import NoiseSample
@@ -25,9 +28,11 @@ __all__ = ["PriorEstimator"]
 _STEPS = {"fast": 50, "default": 300, "best": 600}
 _STARTS = {"fast": 1, "default": 1, "best": 3}
 _CROP_S = 1.33  # of the recording, which one step sees
+_SINGLE_HZ = 8000  # the highest bin that the network sees by itself; above, 16 bins are merged
 _LARGEST_RATIO = 1e6  # |X|²/N above 60 dB tells no more about the gain and only disturbs the fit
 
-_Models: TypeAlias = Sequence[NoiseModel | NoiseSample | None]  # of each channel, None if silent
+# Of each channel, None if it is silent.
+_Models: TypeAlias = Sequence[NoiseModel | NoiseSample | RaisedNoise | None]
 
 
 class PriorEstimator:
@@ -60,34 +65,68 @@ class PriorEstimator:
                 f"the sample of the noise has {len(noise.waveform)} channels and the recording "
                 f"{len(noisy)}; it must have one or as many"
             )
-        models: list[NoiseModel | NoiseSample | None] = []
-        for index, channel in enumerate(dehummed):
-            if not bool(channel.any()):
-                models.append(None)
-            elif isinstance(noise, NoiseSample):
-                models.append(noise.channel(index))
-            else:
-                known = [] if noise is None else noise.states(index)
-                models.append(NoiseModel.of(channel, sample_rate, settings.windows_s, known))
-        analysis = _choose_stft(dehummed, settings.transforms(sample_rate), models)
-        crop = round(_CROP_S * sample_rate / analysis.transform.hop_length)
-        spectrum = _filter(analysis, crop, settings, report, time_limit)
-        clean = analysis.transform.inverse(spectrum, noisy.shape[1])
+        learnt = None
+        if settings.start == "learnt":
+            learnt = Learnt.of(shipped_mask(), dehummed, sample_rate)
+        if learnt is not None and settings.steps == 0:
+            report(1, math.nan, "mask")
+            estimate = learnt.alone(noisy.shape[1])
+        else:
+            own = _models(dehummed, sample_rate, settings, noise)
+            models: _Models = own if learnt is None else learnt.raise_noise(own)
+            estimate = _fitted(dehummed, sample_rate, settings, models, report, time_limit)
+            if learnt is not None:
+                estimate = replace(estimate, clean=learnt.mixed(estimate.clean))
         if settings.rumble:
-            clean = cut_rumble(clean, dehummed, sample_rate)
-        found = [model for model in models if isinstance(model, NoiseModel)]
-        steady = all(model.steady for model in found) if found else None
-        return Estimate(clean, *analysis.noise_powers(spectrum), steady)
+            estimate = replace(estimate, clean=cut_rumble(estimate.clean, dehummed, sample_rate))
+        return estimate
 
     def listen(
         self, stretches: Iterable[tuple[float, Tensor]], sample_rate: int, settings: Settings
-    ) -> RecordingNoise:
+    ) -> RecordingNoise | None:
         """Estimate the noise of the whole recording, without hum as in its segments."""
+        if settings.start == "learnt" and settings.steps == 0:  # the mask has its own
+            return None
 
         def prepare(samples: Tensor) -> Tensor:
             return subtract_hum(samples, sample_rate) if settings.hum else samples
 
         return RecordingNoise.of(stretches, sample_rate, settings.windows_s, prepare)
+
+
+def _models(
+    sound: Tensor, sample_rate: int, settings: Settings, noise: NoiseSample | RecordingNoise | None
+) -> list[NoiseModel | NoiseSample | None]:
+    """Return what is known of each channel's noise."""
+    models: list[NoiseModel | NoiseSample | None] = []
+    for index, channel in enumerate(sound):
+        if not bool(channel.any()):
+            models.append(None)
+        elif isinstance(noise, NoiseSample):
+            models.append(noise.channel(index))
+        else:
+            known = [] if noise is None else noise.states(index)
+            models.append(NoiseModel.of(channel, sample_rate, settings.windows_s, known))
+    return models
+
+
+def _fitted(
+    sound: Tensor,
+    sample_rate: int,
+    settings: Settings,
+    models: _Models,
+    report: Report,
+    time_limit: float | None,
+) -> Estimate:
+    """Filter a segment (C, L) with the network that was fitted to it."""
+    analysis = _choose_stft(sound, settings.transforms(sample_rate), models)
+    crop = round(_CROP_S * sample_rate / analysis.transform.hop_length)
+    single = int(_SINGLE_HZ * analysis.transform.n_fft / sample_rate) + 1
+    spectrum = _filter(analysis, crop, single, settings, report, time_limit)
+    clean = analysis.transform.inverse(spectrum, sound.shape[1])
+    found = [model for model in models if isinstance(model, NoiseModel | RaisedNoise)]
+    steady = all(model.steady for model in found) if found else None
+    return Estimate(clean, *analysis.noise_powers(spectrum), steady)
 
 
 @dataclass(frozen=True)
@@ -140,7 +179,12 @@ def _choose_stft(dehummed: Tensor, transforms: Sequence[Stft], models: _Models) 
 
 
 def _filter(
-    analysis: _Analysis, crop: int, settings: Settings, report: Report, time_limit: float | None
+    analysis: _Analysis,
+    crop: int,
+    single: int,
+    settings: Settings,
+    report: Report,
+    time_limit: float | None,
 ) -> Tensor:
     """Filter the spectrum once for each random start, and average the results."""
     if not analysis.powers:
@@ -162,6 +206,7 @@ def _filter(
             replace(settings, seed=settings.seed + start),
             report_start,
             crop=crop,
+            single=single,
             time_limit=None if time_limit is None else time_limit / (settings.starts - start),
         )
         results.append(analysis.spectrum * posterior_gain(weights.to(ratio), ratio))

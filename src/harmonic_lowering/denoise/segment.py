@@ -33,7 +33,8 @@ class Progress:
     """Where a run stands: `step` of at most `steps` in `segment` of `segments`, counted from 1.
 
     `ended` is empty until a segment's last step, then says why it is the last: "plateau" (the
-    likelihood of masked bins stopped growing), "steps" or "time".
+    likelihood of masked bins stopped growing), "steps", "time", or "mask" where the learnt mask is
+    all there is.
     """
 
     segment: int
@@ -106,7 +107,7 @@ class Segment:
         # two changes no digit.
         scale = 2.0 ** math.frexp(loudest)[1]
         scaled = noisy / scale
-        most = self.settings.starts * self.settings.steps
+        most = self.settings.most_steps
         stopped = False
 
         def report(step: int, loss: float, ended: str) -> bool:
