@@ -170,7 +170,7 @@ class NoiseModel:
                 state = replace(state, spectra=[*state.spectra, *estimates])
                 taken = _first_of(state, known, base)
             if taken is not None:
-                levels.take(index, taken.spectra[0].density * base.window_energy)
+                levels.take(index, taken.at(base) * base.window_energy)
             states.append(taken or state)
         return cls(base, levels.state, levels.gain_db, states, levels.steady and len(known) < 2)
 
