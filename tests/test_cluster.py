@@ -22,6 +22,7 @@ from harmonic_lowering.cli import cluster as cluster_module
 from harmonic_lowering.cli import main
 from harmonic_lowering.cli.kept import Kept, digest
 from harmonic_lowering.denoise import Denoiser
+from harmonic_lowering.denoise.noise_recording import RecordingNoise
 from harmonic_lowering.denoise.noise_sample import NoiseSample
 from harmonic_lowering.denoise.segment import Cleaned, Found
 
@@ -271,6 +272,9 @@ def test_a_name_for_everything_that_a_result_depends_on():
     list(Denoiser().stream(lambda a, b: sound[:, a:b], 9000, RATE, each=each))
     (segment,) = segments
     sample = NoiseSample(sound, RATE, RATE)
+    known, louder = (
+        RecordingNoise.of([(0.5, noise)], RATE, (0.064,)) for noise in (sound, 1.1 * sound)
+    )
     others = [
         replace(segment, noisy=-segment.noisy),
         replace(segment, noisy=segment.noisy.double()),
@@ -281,6 +285,9 @@ def test_a_name_for_everything_that_a_result_depends_on():
         replace(segment, kept=0.5),
         replace(segment, noise=sample),
         replace(segment, noise=sample.scaled(2.0)),
+        replace(segment, noise=known),
+        replace(segment, noise=known.at(1.0)),
+        replace(segment, noise=louder),
         replace(segment, time_limit=1.0),
     ]
     assert len({digest(other) for other in [segment, *others]}) == len(others) + 1

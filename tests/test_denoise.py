@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,11 @@ from harmonic_lowering.denoise.likelihood import (
 )
 from harmonic_lowering.denoise.noise_estimate import estimate_noise
 from harmonic_lowering.denoise.noise_model import NoiseModel
+from harmonic_lowering.denoise.noise_recording import RecordingNoise
 from harmonic_lowering.denoise.noise_sample import NoiseSample
 from harmonic_lowering.denoise.rows import Rows
 from harmonic_lowering.denoise.rumble import cut_rumble
-from harmonic_lowering.denoise.segment import segment_bounds
+from harmonic_lowering.denoise.segment import Cleaned, segment_bounds
 from harmonic_lowering.metrics import si_sdr
 from harmonic_lowering.modules import HarmonicConv2d
 from harmonic_lowering.spectral import Stft
@@ -186,6 +188,101 @@ def test_silence_in_a_recording_is_not_its_noise():
     alone = NoiseModel.of(noisy, RATE).power(transform, 50)[:, 25]
     among = NoiseModel.of(gaps, RATE).power(transform, 150)[:, 100]
     assert abs(10 * (among / alone).log10().median()) < 0.5
+
+
+# The noise of the whole recording
+
+
+def organ(seconds):
+    """A chord of many pipes, which leaves no moment and hardly a bin to the noise."""
+    time = torch.arange(round(seconds * RATE)) / RATE
+    pitches = [110 * 2 ** (k / 12) for k in (0, 4, 7, 11, 14, 17, 21, 24, 28, 31)]
+    wind = 1 + 0.5 * torch.sin(2 * math.pi * 5.3 * time)
+    tones = [torch.sin(2 * math.pi * k * f * time + f) / k for f in pitches for k in range(1, 40)]
+    return 0.02 * wind * sum(tones)
+
+
+def segments_of(noisy):
+    """Return the segments of a recording, as they would be sent elsewhere."""
+    found = []
+
+    def each(segments, progress):
+        for segment in segments:
+            found.append(pickle.loads(pickle.dumps(segment)))
+            yield segment, Cleaned(segment.noisy)
+
+    reading = lambda start, stop: noisy[None, start:stop]  # noqa: E731
+    list(
+        Denoiser(hum=False, segment_s=4.0, overlap_s=0.5).stream(
+            reading, len(noisy), RATE, each=each
+        )
+    )
+    return found
+
+
+def noise_levels_db(noisy):
+    """Return N (F, T) of each segment in dB, of the recording as it is."""
+    transform = Stft.for_rate(RATE)
+    levels = []
+    for segment in segments_of(noisy):
+        (channel,) = segment.noisy
+        model = NoiseModel.of(channel, RATE, segment.settings.windows_s, segment.noise.states(0))
+        power = model.power(transform, transform.frames(len(channel))) / transform.window_energy
+        levels.append(10 * power.log10())
+    return levels
+
+
+def test_steady_noise_is_the_same_in_every_segment():
+    clean = torch.cat([speech(4), organ(4), speech(4)])
+    noise = 0.005 * torch.randn(len(clean), generator=torch.Generator().manual_seed(11))
+    levels = noise_levels_db(clean + noise)
+    assert len(levels) > 2
+    true_db = float(10 * noise.square().mean().log10())
+    for level in levels:
+        assert abs(float(level[8:-1].median()) - true_db) < 1
+    for before, after in itertools.pairwise(levels):
+        assert float((after[:, 3] - before[:, -4]).abs().max()) < 0.3
+
+
+def test_each_half_has_its_own_noise():
+    clean = speech(3.2).repeat(4)
+    noise = 0.01 * torch.randn(len(clean), generator=torch.Generator().manual_seed(12))
+    noise[len(noise) // 2 :] *= 0.25  # the recording's own noise is 9 dB lower still
+    levels = noise_levels_db(clean + noise)
+    for level, part in ((levels[0], noise[: 4 * RATE]), (levels[-1], noise[-4 * RATE :])):
+        true_db = float(10 * part.square().mean().log10())
+        assert abs(float(level[8:-1].median()) - true_db) < 1.5
+
+
+def test_noise_that_joins_in_some_bands_is_found():
+    generator = torch.Generator().manual_seed(13)
+    noise, hiss = 0.01 * torch.randn(2, 14 * RATE, generator=generator)
+    hiss = torch.fft.rfft(hiss)
+    hiss[: len(hiss) * 3 // 8] = 0  # nothing below 3 kHz
+    hiss = 3 * torch.fft.irfft(hiss)
+    hiss[: 7 * RATE] = 0
+    levels = noise_levels_db(noise + hiss)
+    rise_db = (levels[-1] - levels[0]).mean(1)
+    assert abs(float(rise_db[20:180].mean())) < 0.5
+    assert abs(float(rise_db[210:500].mean()) - 10) < 0.5
+
+
+@pytest.mark.parametrize("power", [-60, 0, 60])
+def test_loudness_changes_nothing_about_the_noise_of_a_recording(power):
+    noise = torch.randn(1, 4 * RATE, generator=torch.Generator().manual_seed(14))
+    scale = 2.0**power
+    found = RecordingNoise.of([(2.0, scale * noise)], RATE, (0.064,)).scaled(4 / scale)
+    (state,) = found.states(0)
+    assert abs(float(10 * state.at(Stft.for_rate(RATE)).log10().mean()) - 12.04) < 0.3
+
+
+def test_nothing_is_known_of_silence():
+    stretches = [(1.0, torch.zeros(2, RATE)), (3.0, torch.zeros(2, RATE))]
+    assert RecordingNoise.of(stretches, RATE, (0.064,)).states(1) == []
+    stretches[1][1][0] = torch.randn(RATE)
+    found = RecordingNoise.of(stretches, RATE, (0.064,))
+    assert len(found.states(0)) == 1
+    assert found.states(1) == []
 
 
 # A sample of the noise
@@ -499,7 +596,9 @@ def test_stream_reads_only_what_it_needs():
     whole = remove_noise(noisy, RATE)
     assert torch.equal(torch.cat([block.clean for block in blocks], 1), whole.waveform)
     assert torch.equal(torch.cat([block.noise for block in blocks], 1), whole.noise)
-    assert len(blocks) == len(spans) == 5
+    assert len(blocks) == 5
+    assert spans[-5:] == segment_bounds(len(noisy[0]), RATE // 2, RATE // 10)
+    assert len(spans) < 5 + 16  # the noise of the whole recording is looked for first
     assert max(stop - start for start, stop in spans) <= RATE // 2
 
 

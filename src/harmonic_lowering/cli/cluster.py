@@ -115,12 +115,14 @@ class _UnderWay:
         if self._kept is not None and (done := self._kept.get(name)) is not None:
             self._done[segment.index] = done
             return
-        noise = segment.noise
-        if noise is not None and id(noise) not in self._noise:
-            self._noise[id(noise)] = self._ray.put(noise)
         # A view would take all of its storage along.
-        alone = replace(segment, noisy=segment.noisy.clone(), noise=None)
-        reference = self._clean.remote(alone, self._noise.get(id(noise)), _versions())
+        alone, sample = replace(segment, noisy=segment.noisy.clone()), None
+        if isinstance(segment.noise, NoiseSample):
+            alone = replace(alone, noise=None)
+            if id(segment.noise) not in self._noise:
+                self._noise[id(segment.noise)] = self._ray.put(segment.noise)
+            sample = self._noise[id(segment.noise)]
+        reference = self._clean.remote(alone, sample, _versions())
         self._at_work[reference] = (segment, name)
 
     def _wait(self) -> None:
@@ -197,7 +199,7 @@ def _versions() -> tuple[str, str]:
     return __version__, torch.__version__
 
 
-def _clean(segment: Segment, noise: NoiseSample | None, versions: tuple[str, str]) -> Done:
+def _clean(segment: Segment, sample: NoiseSample | None, versions: tuple[str, str]) -> Done:
     """Clean a segment in a worker; one thread, so that the bits do not depend on the machine."""
     if versions != _versions():
         names = [f"harmonic-lowering {v[0]} with torch {v[1]}" for v in (versions, _versions())]
@@ -210,7 +212,8 @@ def _clean(segment: Segment, noise: NoiseSample | None, versions: tuple[str, str
     def note(progress: Progress) -> None:
         steps.append((progress.step, progress.loss, progress.ended))
 
-    cleaned, _ = replace(segment, noise=noise).clean(note)
+    segment = segment if sample is None else replace(segment, noise=sample)
+    cleaned, _ = segment.clean(note)
     return cleaned, steps
 
 

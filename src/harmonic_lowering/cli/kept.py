@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -38,11 +38,16 @@ def _add(found: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         found.update(f"{value.dtype} {tuple(value.shape)}".encode())
         found.update(value.contiguous().numpy())
-    elif hasattr(value, "waveform"):  # a sample of the noise
+    elif is_dataclass(value):
+        found.update(f"{type(value).__name__}(".encode())
         for field in fields(value):
             _add(found, getattr(value, field.name))
+    elif isinstance(value, (list, tuple)):
+        found.update(f"{len(value)}[".encode())
+        for item in value:
+            _add(found, item)
     else:
-        found.update(repr(value).encode())
+        found.update(f"{value!r},".encode())
 
 
 class Kept:

@@ -11,12 +11,14 @@ lies after pooling.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from .estimator import Estimate, Report, Settings, losses_wait
 from .network import SpectrogramUNet
+from .noise_recording import RecordingNoise
 from .noise_sample import NoiseSample
 
 __all__ = ["DapEstimator"]
@@ -46,7 +48,7 @@ class DapEstimator:
         settings: Settings,
         report: Report,
         time_limit: float | None,
-        noise: NoiseSample | None,
+        noise: NoiseSample | RecordingNoise | None,
     ) -> Estimate:
         """Estimate the clean sound of a segment (C, L)."""
         if noise is not None:
@@ -54,6 +56,11 @@ class DapEstimator:
         (transform,) = settings.transforms(sample_rate)
         fitted = _fit_spectrum(transform(noisy), settings, report, time_limit)
         return Estimate(transform.inverse(fitted, noisy.shape[1]))
+
+    def listen(
+        self, stretches: Iterable[tuple[float, Tensor]], sample_rate: int, settings: Settings
+    ) -> None:
+        """Need no estimate of the noise."""
 
 
 def _fit_spectrum(

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..checks import as_channels
 from .estimator import Settings
 from .mask import LearntMask, WeightsError, shipped_mask
+from .noise_recording import RecordingNoise
 from .noise_sample import NoiseSample
 from .segment import (
     METHODS,
@@ -33,6 +34,8 @@ _QUALITIES = ("fast", "default", "best")
 _LAYERS = ("harmonic", "plain")
 _STARTS = ("learnt", "random")
 _MOST_BINS = 600_000  # of a segment's spectrogram: what bounds the memory at high rates
+_STRETCH_S = 4.0  # in which the noise of the whole recording is looked for
+_MOST_STRETCHES = 16  # of them, spread over a long recording
 _PERIODIC = 0.6  # a sample of the noise beyond is hardly noise
 _LITTLE_DB = 6.0  # of attenuation is little
 _NOISY_DB = 30.0  # signal-to-noise ratio of recordings that have noise to remove
@@ -391,19 +394,20 @@ class Denoiser:
         kept = 1 - self.strength
         if self.atten_lim is not None:
             kept = max(kept, 10 ** (-self.atten_lim / 20))
+        noise: NoiseSample | RecordingNoise | None = sample
+        if sample is None and count > 1:
+            noise = METHODS[self.method].listen(
+                _stretches(read, bounds, sample_rate), sample_rate, settings
+            )
         for index, (start, stop) in enumerate(bounds):
-            noisy = read(start, stop)
-            if not noisy.isfinite().all():
-                bad = start + int((~noisy.isfinite()).any(0).nonzero()[0])
-                raise ValueError(
-                    f"sample {bad} (at {bad / sample_rate:.3f} s) is not a finite number; cut or "
-                    "repair that place first"
-                )
+            noisy = _finite(read, start, stop, sample_rate)
+            if isinstance(noise, RecordingNoise):
+                noise = noise.at((start + stop) / 2 / sample_rate)
             share = None if limit is None else limit / count
             if ends is not None and in_turn:  # what others did not need is for the rest
                 share = max(0.0, ends - time.monotonic()) / (count - index)
             yield Segment(
-                noisy, sample_rate, self.method, settings, kept, sample, share, index + 1, count
+                noisy, sample_rate, self.method, settings, kept, noise, share, index + 1, count
             )
 
     def _settings(self, learnt: bool) -> Settings:
@@ -428,6 +432,31 @@ class Denoiser:
             fewest_steps=own.fewest_steps if self.steps is None else None,
             start="learnt" if learnt else "random",
         )
+
+
+def _finite(read: Callable[[int, int], Tensor], start: int, stop: int, sample_rate: int) -> Tensor:
+    """Read samples that must be finite numbers."""
+    noisy = read(start, stop)
+    if not noisy.isfinite().all():
+        bad = start + int((~noisy.isfinite()).any(0).nonzero()[0])
+        raise ValueError(
+            f"sample {bad} (at {bad / sample_rate:.3f} s) is not a finite number; cut or repair "
+            "that place first"
+        )
+    return noisy
+
+
+def _stretches(
+    read: Callable[[int, int], Tensor], bounds: Sequence[tuple[int, int]], sample_rate: int
+) -> Iterator[tuple[float, Tensor]]:
+    """Read short stretches spread over a recording, each with the time of its middle."""
+    size = min(round(_STRETCH_S * sample_rate), *(stop - start for start, stop in bounds))
+    last = bounds[-1][1] - size
+    count = min(_MOST_STRETCHES, 1 + math.ceil(last / size))
+    for index in range(count):
+        start = round(index * last / (count - 1))
+        samples = _finite(read, start, start + size, sample_rate)
+        yield (start + size / 2) / sample_rate, samples
 
 
 def _mask_is_there() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..spectral import Stft
+from .noise_recording import RecordingNoise
 from .noise_sample import NoiseSample
 
 __all__ = ["Estimate", "Estimator", "Report", "Settings", "losses_wait"]
@@ -100,6 +101,14 @@ class Estimator(Protocol):
         settings: Settings,
         report: Report,
         time_limit: float | None,
-        noise: NoiseSample | None,
+        noise: NoiseSample | RecordingNoise | None,
     ) -> Estimate:
         """Estimate the clean sound of a segment (C, L) with peaks between 0.5 and 1."""
+
+    def listen(
+        self, stretches: Iterable[tuple[float, Tensor]], sample_rate: int, settings: Settings
+    ) -> RecordingNoise | None:
+        """Return what is to be known of a recording before its segments are estimated.
+
+        The stretches are samples (C, L) at a time in seconds.
+        """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -20,6 +20,7 @@ from .joined import Learnt, RaisedNoise
 from .likelihood import posterior_gain, shrinkage_risk
 from .mask import shipped_mask
 from .noise_model import NoiseModel
+from .noise_recording import RecordingNoise
 from .noise_sample import NoiseSample
 from .rumble import cut_rumble
 
@@ -58,12 +59,12 @@ class PriorEstimator:
         settings: Settings,
         report: Report,
         time_limit: float | None,
-        noise: NoiseSample | None,
+        noise: NoiseSample | RecordingNoise | None,
     ) -> Estimate:
         """Estimate the clean sound of a segment (C, L)."""
         declicked, clicks = repair_clicks(noisy, sample_rate) if settings.declick else (noisy, 0)
         dehummed = subtract_hum(declicked, sample_rate) if settings.hum else declicked
-        if noise is not None and len(noise.waveform) not in (1, len(noisy)):
+        if isinstance(noise, NoiseSample) and len(noise.waveform) not in (1, len(noisy)):
             raise ValueError(
                 f"the sample of the noise has {len(noise.waveform)} channels and the recording "
                 f"{len(noisy)}; it must have one or as many"
@@ -84,19 +85,34 @@ class PriorEstimator:
             estimate = replace(estimate, clean=cut_rumble(estimate.clean, dehummed, sample_rate))
         return replace(estimate, clicks=clicks)
 
+    def listen(
+        self, stretches: Iterable[tuple[float, Tensor]], sample_rate: int, settings: Settings
+    ) -> RecordingNoise | None:
+        """Estimate the noise of the whole recording, without clicks and hum as in its segments."""
+        if settings.start == "learnt" and settings.steps == 0:  # the mask has its own
+            return None
+
+        def prepare(samples: Tensor) -> Tensor:
+            if settings.declick:
+                samples = repair_clicks(samples, sample_rate).waveform
+            return subtract_hum(samples, sample_rate) if settings.hum else samples
+
+        return RecordingNoise.of(stretches, sample_rate, settings.windows_s, prepare)
+
 
 def _models(
-    sound: Tensor, sample_rate: int, settings: Settings, noise: NoiseSample | None
+    sound: Tensor, sample_rate: int, settings: Settings, noise: NoiseSample | RecordingNoise | None
 ) -> list[NoiseModel | NoiseSample | None]:
     """Return what is known of each channel's noise."""
     models: list[NoiseModel | NoiseSample | None] = []
     for index, channel in enumerate(sound):
         if not bool(channel.any()):
             models.append(None)
-        elif noise is not None:
+        elif isinstance(noise, NoiseSample):
             models.append(noise.channel(index))
         else:
-            models.append(NoiseModel.of(channel, sample_rate, settings.windows_s))
+            known = [] if noise is None else noise.states(index)
+            models.append(NoiseModel.of(channel, sample_rate, settings.windows_s, known))
     return models
 
 

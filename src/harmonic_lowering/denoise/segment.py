@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .dap import DapEstimator
 from .estimator import Estimate, Estimator, Settings
+from .noise_recording import RecordingNoise
 from .noise_sample import NoiseSample
 from .prior import PriorEstimator
 
@@ -92,7 +93,7 @@ class Segment:
     method: str
     settings: Settings
     kept: float
-    noise: NoiseSample | None
+    noise: NoiseSample | RecordingNoise | None
     time_limit: float | None
     index: int
     count: int
