@@ -74,8 +74,8 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     add(
         "--quality", choices=("fast", "default", "best"), default=default.quality,
-        help="how long to work: about 0.5, 2 or 8 s for each of sound on two cores, at 16 kHz; "
-        "short recordings take more for each second (default: %(default)s)",
+        help="how long to work: about 0.1, 0.6 or 2 s for each of sound with one thread, at 16 kHz; "
+        "four times that for 44.1 kHz stereo (default: %(default)s)",
     )  # fmt: skip
     add(
         "--start", choices=("learnt", "random"), default=default.start,
