@@ -98,7 +98,8 @@ def test_noise_on_which_both_agree_stays():
     transform = LearntMask.transform(RATE)
     frames = transform.frames(sound.shape[1])
     own = torch.stack([model.power(transform, frames) for model in models])
-    raised = learnt(own.mean(0), sound).raise_noise(models)
+    raised, trust = learnt(own.mean(0), sound).raise_noise(models)
+    assert trust.min() > 0.95
     for before, model in zip(own, raised, strict=True):
         change_db = 10 * (model.power(transform, frames) / before).log10()
         assert change_db.abs().max() < 0.01
@@ -112,7 +113,7 @@ def test_noise_that_the_prior_misses_is_raised_in_any_window(window_s):
     frames = transform.frames(sound.shape[1])
     known = model.power(transform, frames).clone()
     known[200:, frames // 2 :] *= 100  # 20 dB from the middle on, above 3.1 kHz
-    (raised,) = learnt(known, sound).raise_noise([model])
+    (raised,), _ = learnt(known, sound).raise_noise([model])
     other = transform.for_rate(RATE, window_s)
     count = other.frames(sound.shape[1])
     by_db = 10 * (raised.power(other, count) / model.power(other, count)).log10()
@@ -122,13 +123,29 @@ def test_noise_that_the_prior_misses_is_raised_in_any_window(window_s):
     assert by_db[: bins * 3 // 10].abs().max() < 0.5
 
 
+def test_what_is_always_missing_is_no_swelling():
+    sound = torch.randn(1, 4 * RATE, generator=torch.Generator().manual_seed(0))
+    model = NoiseModel.of(sound[0], RATE)
+    transform = LearntMask.transform(RATE)
+    frames = transform.frames(sound.shape[1])
+    own = model.power(transform, frames)
+    known = own.clone()
+    known[:200] *= 100
+    (raised,), trust = learnt(known, sound).raise_noise([model])
+    assert trust[:190].max() < 0.01
+    assert trust[210:].min() > 0.95
+    by_db = 10 * (raised.power(transform, frames) / own).log10()
+    assert by_db[:190].abs().max() < 0.5
+    assert by_db[210:].abs().max() < 0.5
+
+
 def test_a_silent_channel_has_no_noise():
     sound = torch.randn(2, RATE) * torch.tensor([[1.0], [0.0]])
     noise = torch.ones(513, LearntMask.transform(RATE).frames(RATE))
-    raised = learnt(noise, sound).raise_noise([NoiseModel.of(sound[0], RATE), None])
+    raised, _ = learnt(noise, sound).raise_noise([NoiseModel.of(sound[0], RATE), None])
     assert isinstance(raised[0], RaisedNoise)
     assert raised[1] is None
-    assert learnt(noise, sound).raise_noise([None, None]) == [None, None]
+    assert learnt(noise, sound).raise_noise([None, None])[0] == [None, None]
 
 
 def test_steadiness():

@@ -74,7 +74,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     add(
         "--quality", choices=("fast", "default", "best"), default=default.quality,
-        help="how long to work: about 0.1, 0.6 or 2 s for each of sound with one thread, at 16 kHz; "
+        help="how long to work: about 0.1, 0.6 or 2 s for each of sound on one thread, at 16 kHz; "
         "four times that for 44.1 kHz stereo (default: %(default)s)",
     )  # fmt: skip
     add(

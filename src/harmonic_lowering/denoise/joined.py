@@ -8,7 +8,9 @@ more, so the prior is given
     λ = \sigma\left(\frac{10 \log_{10} (N_m / N_p) − d}{1.5\,\mathrm{dB}}\right),
 
 with λ averaged over ±125 Hz and ±64 ms, because noise moves in regions and not in bins, and 0 where
-the mask finds the recording clean. The answer
+the mask finds the recording clean. What the prior misses all the time is no swelling: it knows
+windows of up to half a second, in which a deep bass that fills the mask's 64 ms is resolved. At
+such frequencies the mask is not trusted. The answer
 is the mean of what the prior then makes of the recording and of what the mask does: their errors
 differ. The numbers were chosen on recordings that no score is reported on (`research/mask`).
 """
@@ -32,6 +34,8 @@ __all__ = ["Learnt", "RaisedNoise"]
 
 _EQUAL_DB, _SLOPE_DB = 2.0, 1.5  # of N: λ is 1/2; its logit rises by 1
 _REACH = (8, 4)  # bins and frames on each side over which λ is averaged
+_ALWAYS = 0.1  # quantile over time: noise that swells is missing now and then, not always
+_MISTAKEN_DB = 6.0  # of N that is always missing: the trust in the mask is 1/2
 _SHARE = 0.5  # of the mask in the answer
 _STEADY_DB = 3.0  # between the quiet and the loud moments of noise that is called steady
 
@@ -78,22 +82,30 @@ class Learnt:
         power = float(noise.mean()) / self.transform.window_energy
         return Estimate(self._clean(length), power, float(left), self.steady)
 
-    def mixed(self, prior: Tensor) -> Tensor:
-        """Return the mean of the prior's answer (C, L) and the mask's."""
-        return torch.lerp(prior, self._clean(prior.shape[1]), _SHARE)
+    def mixed(self, prior: Tensor, trust: Tensor) -> Tensor:
+        """Return the mean of the prior's answer (C, L) and the mask's, as far as it is trusted."""
+        spectrum = self.transform(prior)
+        share = (_SHARE * trust).to(spectrum)
+        spectrum = torch.lerp(spectrum, (self.spectrum * self.estimate.gain).to(spectrum), share)
+        return self.transform.inverse(spectrum, prior.shape[1])
 
     def raise_noise(
         self, models: Sequence[NoiseModel | NoiseSample | None]
-    ) -> list[RaisedNoise | None]:
-        """Give the prior's models of all channels (None if silent) what they miss of the noise."""
+    ) -> tuple[list[RaisedNoise | None], Tensor]:
+        """Give the prior's models of all channels (None if silent) what they miss of the noise.
+
+        Also return how far the mask is trusted at each frequency (F, 1).
+        """
         frames = self.spectrum.shape[2]
         known = [model for model in models if model is not None]
         if not known:
-            return [None] * len(models)
+            return [None] * len(models), torch.ones(self.transform.bins, 1)
         powers = [model.power(self.transform, frames) for model in known]
         mean = (torch.stack(powers).sum(0) / len(models)).clamp_min(1e-30)
         missing_db = 10 * (self.estimate.noise.clamp_min(1e-30) / mean).log10()
-        share = ((missing_db - _EQUAL_DB) / _SLOPE_DB).sigmoid()
+        always_db = torch.quantile(missing_db, _ALWAYS, 1, keepdim=True)
+        trust = ((_MISTAKEN_DB - always_db) / _SLOPE_DB).sigmoid()
+        share = ((missing_db - _EQUAL_DB) / _SLOPE_DB).sigmoid() * trust
         size = [2 * reach + 1 for reach in _REACH]
         share = F.avg_pool2d(share[None], size, 1, list(_REACH), count_include_pad=False)[0]
         by_db = share * missing_db * (1 - self.estimate.opening)
@@ -102,7 +114,7 @@ class Learnt:
             steady = isinstance(model, NoiseModel) and model.steady and self.steady
             return RaisedNoise(model, self.transform, by_db, steady)
 
-        return [None if model is None else raised(model) for model in models]
+        return [None if model is None else raised(model) for model in models], trust
 
     @property
     def steady(self) -> bool:

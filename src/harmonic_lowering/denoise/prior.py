@@ -77,10 +77,12 @@ class PriorEstimator:
             estimate = learnt.alone(noisy.shape[1])
         else:
             own = _models(dehummed, sample_rate, settings, noise)
-            models: _Models = own if learnt is None else learnt.raise_noise(own)
+            models: _Models = own
+            if learnt is not None:
+                models, trust = learnt.raise_noise(own)
             estimate = _fitted(dehummed, sample_rate, settings, models, report, time_limit)
             if learnt is not None:
-                estimate = replace(estimate, clean=learnt.mixed(estimate.clean))
+                estimate = replace(estimate, clean=learnt.mixed(estimate.clean, trust))
         if settings.rumble:
             estimate = replace(estimate, clean=cut_rumble(estimate.clean, dehummed, sample_rate))
         return replace(estimate, clicks=clicks)
