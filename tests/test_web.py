@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -97,8 +97,12 @@ class Page:
 
     def files(self):
         """What holds anything; gradio leaves an empty file for each upload."""
-        files = [path for path in self.folder.rglob("*") if path.is_file()]
-        return [path for path in files if path.stat().st_size]
+        files = []
+        for path in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):  # it is deleted while this looks
+                if path.is_file() and path.stat().st_size:
+                    files.append(path)
+        return files
 
     def workers(self):
         """Processes that denoise: children of the process that workers are forked from."""

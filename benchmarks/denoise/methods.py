@@ -78,7 +78,8 @@ class Method:
             how = "" if self.needs == "ffmpeg" else f": pip install {self.needs}"
             return f"{' '.join(str(error).split())}{how}"
         finally:
-            np.seterr(all="warn")  # logmmse sets it to "raise" for the whole process
+            # logmmse sets all to "raise" for the whole process; these are numpy's own.
+            np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
         return ""
 
     def version(self) -> str:
