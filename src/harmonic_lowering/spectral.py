@@ -86,6 +86,11 @@ class Stft:
         """Frames of a sound of `length` samples, T = 1 + ceil(length / hop_length)."""
         return 1 + -(-length // self.hop_length)
 
+    def nearest(self, other: Stft, frames: int, count: int) -> Tensor:
+        """Return which of `count` frames lies nearest to each of the first `frames` of another."""
+        place = torch.arange(frames) * (other.hop_length / self.hop_length)
+        return place.round().long().clamp_max(count - 1)
+
     def __call__(self, waveform: Tensor) -> Tensor:
         """Transform a sound.
 

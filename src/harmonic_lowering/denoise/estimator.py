@@ -34,9 +34,9 @@ class Settings:
     """Everything an estimator needs to know besides the sound; the fields are `Denoiser`'s.
 
     `starts` random initialisations of at most `steps` steps each are averaged; with 0 steps the
-    learnt mask is all there is. Of `windows_s`, in
-    order of preference, a recording must hold the first; `overlap` windows cover each sample. With
-    `fewest_steps` the steps are those for ten seconds, of which a shorter segment takes its share.
+    learnt mask is all there is. Of `windows_s`, in order of preference, a recording must hold the
+    first; `overlap` windows cover each sample. With `fewest_steps` the steps are those for ten
+    seconds, of which a shorter segment takes its share.
     """
 
     steps: int

@@ -10,9 +10,8 @@ more, so the prior is given
 with λ averaged over ±125 Hz and ±64 ms, because noise moves in regions and not in bins, and 0 where
 the mask finds the recording clean. What the prior misses all the time is no swelling: it knows
 windows of up to half a second, in which a deep bass that fills the mask's 64 ms is resolved. At
-such frequencies the mask is not trusted. The answer
-is the mean of what the prior then makes of the recording and of what the mask does: their errors
-differ.
+such frequencies the mask is not trusted. The answer is the mean of what the prior then makes of the
+recording and of what the mask does: their errors differ.
 
 d, the slope and the share were chosen among two or three values each, with half-trained weights, on
 twenty mixtures that no score is reported on; the numbers for bass on synthetic notes alone.
@@ -55,8 +54,7 @@ class RaisedNoise:
     def power(self, transform: Stft, frames: int) -> Tensor:
         """Return N (F, T) in a transform."""
         own = self.model.power(transform, frames)
-        place = torch.arange(frames) * (transform.hop_length / self.transform.hop_length)
-        near = place.round().long().clamp_max(self.by_db.shape[1] - 1)
+        near = self.transform.nearest(transform, frames, self.by_db.shape[1])
         rows = self.by_db.T[None, near]
         there = F.interpolate(rows, len(own), mode="linear", align_corners=True)[0].T
         return own * (10 ** (there / 10)).to(own)

@@ -190,8 +190,7 @@ class NoiseModel:
 
     def power(self, transform: Stft, frames: int) -> Tensor:
         """Return N (F, T) in a transform."""
-        place = torch.arange(frames) * (transform.hop_length / self.base.hop_length)
-        near = place.round().long().clamp_max(len(self.state) - 1)
+        near = self.base.nearest(transform, frames, len(self.state))
         densities = torch.stack([state.at(transform) for state in self.states], 1)
         gain = 10 ** (self.gain_db[near] / 10)
         return densities[:, self.state[near]] * gain * transform.window_energy
@@ -350,8 +349,7 @@ def _covered(inside: Tensor, base: Stft, other: Stft, frames: int) -> Tensor:
     """Say which frames of another transform see only frames of `base` that are inside."""
     radius = max(0, round((other.n_fft - base.n_fft) / 2 / base.hop_length))
     worst = -F.max_pool1d(-inside[None].float(), 2 * radius + 1, 1, radius)[0]
-    place = torch.arange(frames) * (other.hop_length / base.hop_length)
-    return worst[place.round().long().clamp_max(len(worst) - 1)] > 0
+    return worst[base.nearest(other, frames, len(worst))] > 0
 
 
 def _lowest(estimates: Sequence[Spectrum], transform: Stft) -> Tensor:

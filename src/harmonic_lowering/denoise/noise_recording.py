@@ -112,9 +112,11 @@ def _merged(found: Sequence[tuple[float, NoiseState]], base: Stft) -> list[_Stat
         else:
             groups.append([(time, state)])
     return [
-        _State(_mean([state for _, state in group[: -(-len(group) // _SHARE)]]), times)
+        _State(
+            _mean([state for _, state in group[: -(-len(group) // _SHARE)]]),
+            [time for time, _ in group],
+        )
         for group in groups
-        if (times := [time for time, _ in group])
     ]
 
 
