@@ -7,6 +7,7 @@ types are refused (their range has no room for the spectrum of quiet sounds).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Stft"]
+__all__ = ["Stft", "binary_scale"]
+
+
+def binary_scale(loudest: float) -> float:
+    """Return the power of two by which to divide sound, so that its peak lies in 0.5 … 1.
+
+    Squares of very loud or very quiet samples would leave the range of float32; a power of two
+    changes no digit.
+    """
+    return 2.0 ** math.frexp(loudest)[1]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ voice begins. One set of weights serves all sample rates. Up to 8 kHz each bin i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import as_channels
-from ..spectral import Stft
+from ..spectral import Stft, binary_scale
 from ..weights import WeightsError, read_weights, write_weights
 from .mask_network import (
     NOISE_FRAMES,
@@ -184,9 +183,7 @@ class LearntMask:
         loudest = float(noisy.abs().max())
         if loudest == 0:
             return noisy.clone()
-        # Squares of very loud or very quiet samples would leave the range of float32. A power of
-        # two changes no digit.
-        scale = 2.0 ** math.frexp(loudest)[1]
+        scale = binary_scale(loudest)
         spectrum = transform(noisy / scale)
         gain = self.estimate(spectrum.abs().square().mean(0).float()).gain
         return transform.inverse(spectrum * gain, noisy.shape[1]) * scale

@@ -8,14 +8,13 @@ lowest, as signal can only raise an estimate.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..spectral import Stft
+from ..spectral import Stft, binary_scale
 from .noise_model import NoiseModel, NoiseState, Spectrum
 
 __all__ = ["RecordingNoise"]
@@ -61,7 +60,7 @@ class RecordingNoise:
         base: Stft | None = None
         for time, samples in stretches:
             loudest = float(samples.abs().max())
-            own = 2.0 ** math.frexp(loudest)[1]  # squares of very loud or quiet samples overflow
+            own = binary_scale(loudest)
             scale = scale or (own if loudest else 0.0)
             if not loudest or not 1 / _MOST_RATIO < own / scale < _MOST_RATIO:
                 continue

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..spectral import binary_scale
 from .dap import DapEstimator
 from .estimator import Estimate, Estimator, Settings
 from .noise_recording import RecordingNoise
@@ -104,9 +105,7 @@ class Segment:
         loudest = float(noisy.abs().max())
         if loudest == 0:
             return Cleaned(noisy.clone()), False
-        # Squares of very loud or very quiet samples would leave the range of float32. A power of
-        # two changes no digit.
-        scale = 2.0 ** math.frexp(loudest)[1]
+        scale = binary_scale(loudest)
         scaled = noisy / scale
         most = self.settings.most_steps
         stopped = False
