@@ -240,12 +240,19 @@ def test_what_is_under_way_is_bounded(ray_cluster):
         read.append(start)
         return sound[:, start:stop]
 
+    def counted(segments):
+        for segment in segments:
+            if segment.index == 1:  # the stretches that the noise was estimated from went before
+                del read[:-1]
+            yield segment
+
+    def each(segments, progress):
+        return there.each(None, lambda: False)(counted(segments), progress)
+
     denoiser = Denoiser(steps=1, segment_s=1, overlap_s=0.2)
     try:
         there = cluster_module.Cluster(ray_cluster.address, files=1)
-        stream = denoiser.stream(
-            reading, sound.shape[1], RATE, each=there.each(None, lambda: False)
-        )
+        stream = denoiser.stream(reading, sound.shape[1], RATE, each=each)
         parts = []
         for number, block in enumerate(stream):
             ahead.append(len(read) - number)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Stft", "binary_scale"]
+__all__ = ["Stft"]
 
 
 def binary_scale(loudest: float) -> float:
