@@ -274,9 +274,10 @@ def _clipped(sound: Tensor, sample_rate: int) -> Tensor:
     marks = _marked(
         runs[(size >= _PLATEAU) & inside & (slopes * size / 8 > _OVERSHOOT * level)], len(sound)
     )
-    tenth = min(round(sample_rate / 20), len(sound) // 2)
-    share = F.avg_pool1d(marks.double()[None], 2 * tenth + 1, 1, tenth)[0]
-    return marks if float(share.max()) < _CLIPPED_SHARE else none
+    counts = F.pad(marks.cumsum(0), (1, 0))
+    tenth = min(round(sample_rate / 10), len(sound))
+    most = int((counts[tenth:] - counts[:-tenth]).max())
+    return marks if most < _CLIPPED_SHARE * tenth else none
 
 
 # ------------------------------------------------------------------ interpolation
