@@ -125,6 +125,18 @@ def test_onsets_are_no_clicks(rate):
     assert torch.equal(repaired[0], sound)
 
 
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("hertz", [27.5, 41.2, 55.0, 98.0])
+def test_the_pulses_of_a_deep_note_are_no_clicks(rate, hertz):
+    time = torch.arange(2 * rate).double() / rate
+    partials = torch.arange(1, int(0.45 * rate / hertz))[:, None]
+    pitch = hertz * (time + 0.002 * torch.sin(4 * time))  # which glides a little
+    sound = 0.2 * (torch.sin(2 * math.pi * partials * pitch) / partials).sum(0)
+    sound += 1e-4 * torch.randn(len(time), generator=torch.Generator().manual_seed(0)).double()
+    repaired, _ = repair_clicks(sound[None], rate)
+    assert float(si_sdr(sound, repaired[0])) > 40
+
+
 @pytest.mark.parametrize("milliseconds", [2, 5, 10, 20])
 @pytest.mark.parametrize("value", [0.0, None])
 def test_missing_stretches_are_filled(milliseconds, value):

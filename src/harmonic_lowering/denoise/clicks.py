@@ -40,6 +40,8 @@ _LOW = 0.7  # times the usual peaks: the others
 _INAUDIBLE = 1e-5  # times the largest sample
 _BRIDGE_S = 5e-4  # between parts of one click
 _LONGEST_S = 6e-3  # click
+_LONGEST_PERIOD_S = 0.04  # of pulses that are a note
+_EVEN = 0.02  # by which share one of its periods may differ from the next
 # A click reaches as far as its error exceeds such a share of its peak: the first for which it is
 # no longer than a click.
 _ROUGH = (0.1, 0.2, 0.4)
@@ -187,7 +189,19 @@ def _clicks(
         )
         chosen = (stop - start <= longest) & (counts[stop] > counts[start])
         marks |= _marked(runs[chosen & (after <= _RISE**2 * before)], len(marks))
-    return marks
+    return _without_trains(marks, sample_rate)
+
+
+def _without_trains(marks: Tensor, sample_rate: int) -> Tensor:
+    """Unmark what follows in even steps: the pulses of a deep note are no clicks."""
+    runs = _runs(marks)
+    period = runs.double().mean(1).diff()
+    even = (period.diff().abs() < _EVEN * period[1:]) & (
+        period[1:] < _LONGEST_PERIOD_S * sample_rate
+    )
+    even = even[1:] & even[:-1]  # of three periods, each
+    in_train = F.pad(even, (0, 3)) | F.pad(even, (1, 2)) | F.pad(even, (2, 1)) | F.pad(even, (3, 0))
+    return _marked(runs[~in_train], len(marks)) if bool(even.any()) else marks
 
 
 def _prediction_error(sound: Tensor, model: Tensor, sample_rate: int) -> Tensor:
