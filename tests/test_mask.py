@@ -18,6 +18,9 @@ from harmonic_lowering.denoise.mask_network import (
     split_rows,
 )
 from harmonic_lowering.metrics import si_sdr
+from harmonic_lowering.spectral import Stft
+from harmonic_lowering.weights import read_weights
+from research import prior_start
 from research.mask import evaluate
 from research.mask.canvas import Canvas, damped_sines
 from research.mask.examples import NOISES, SOUNDS, draw_batch, draw_example, draw_sound
@@ -379,3 +382,40 @@ def test_the_command_trains_stops_and_goes_on(tmp_path, capsys):
     assert LearntMask.load(tmp_path / "mask.safetensors").network.widths == (4, 4, 4, 8)
     with pytest.raises(ValueError, match="another seed"):
         main([*command, "--seed", "1"])
+
+
+# The start of the prior ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["white", "still", "moving"])
+@pytest.mark.parametrize("window_s", [0.032, 0.128])
+def test_the_noise_of_an_example_is_its_own_in_any_window(kind, window_s):
+    canvas = Canvas(16000, 4.0)
+    example = draw_example(np.random.default_rng(3), canvas, "speech", kind, -40.0)
+    ratio = prior_start.power_ratio(example, 16000, Stft.for_rate(16000, window_s))
+    levels_db = 10 * ratio[8:-8, 8:-8].mean(1).log10()
+    assert levels_db.median().abs() < 1
+
+
+def test_a_start_is_trained_stopped_and_goes_on(tmp_path, monkeypatch):
+    prior_start.train(tmp_path / "whole", 2)
+    prior_start.train(tmp_path / "half", 2, limit_s=0)
+    backward = prior_start.backward
+
+    def interrupted(network, seed):
+        if seed[1] == 1:
+            raise KeyboardInterrupt
+        return backward(network, seed)
+
+    monkeypatch.setattr(prior_start, "backward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prior_start.train(tmp_path / "half", 2, checkpoint_steps=1)
+    monkeypatch.undo()
+    prior_start.train(tmp_path / "half", 2)
+    whole, half = (
+        read_weights(tmp_path / name / "prior.safetensors", "") for name in ("whole", "half")
+    )
+    assert whole[1] == half[1]
+    assert all(torch.equal(value, half[0][name]) for name, value in whole[0].items())
+    with pytest.raises(ValueError, match="holds a run of 2 steps with seed 0"):
+        prior_start.train(tmp_path / "half", 3)

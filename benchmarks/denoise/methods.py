@@ -101,7 +101,10 @@ def _resample(sound: Array, before: int, after: int) -> Array:
 
 # What results depend on. A new file in the folder counts until it is spared here.
 _LEARNT = ("denoise", "spectral.py", "-dap.py")
-_RANDOM = (*_LEARNT, "-mask.py", "-mask_network.py", "-mask.safetensors", "-joined.py")
+_RANDOM = (
+    *_LEARNT, "-mask.py", "-mask_fit.py", "-mask_network.py", "-joined.py", "-mask.safetensors",
+    "-prior.safetensors",
+)  # fmt: skip
 _DAP = ("denoise/dap.py", "denoise/network.py", "spectral.py")
 
 

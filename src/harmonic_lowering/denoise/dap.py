@@ -30,8 +30,8 @@ _NOISE_CHANNELS = 8  # of the fixed input
 class DapEstimator:
     """The published method, to compare with; it is slower and worse than `PriorEstimator`."""
 
-    def settings(self, quality: str) -> Settings:
-        """Return the method's own settings for "fast", "default" or "best"."""
+    def settings(self, quality: str, start: str) -> Settings:
+        """Return the method's own settings; it only starts at random."""
         return Settings(
             steps=_STEPS[quality],
             starts=1,

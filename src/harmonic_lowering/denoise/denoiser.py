@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..checks import as_channels
 from .estimator import Settings
+from .fit import WIDTHS, shipped_start
 from .mask import LearntMask, WeightsError, shipped_mask
 from .noise_recording import RecordingNoise
 from .noise_sample import NoiseSample
@@ -117,9 +118,11 @@ class Denoiser:
     Clicks are repaired and mains hum is subtracted first. Then a network of harmonic convolutions,
     the prior, is fitted to the recording's power spectrum by maximum likelihood. The network
     predicts masked bins from their context; pitched sound is predictable, noise is not. A second
-    network, the mask, has learnt from synthetic sounds how noise swells; its answer is taken where
-    that of the prior misses such noise. Finally rumble is cut. No download, no sample of the noise.
-    With ``start="random"`` nothing but this recording is used, as in the literature on deep priors.
+    network, the mask, has learnt how noise swells; it tells the prior what noise it misses, is
+    fitted to the recording as well, and has its share in the answer. Both start from weights that
+    were learnt from synthetic sounds alone. Finally rumble is cut. No download, no sample of the
+    noise. With ``start="random"`` there is no mask and nothing but this recording is used, as in
+    the literature on deep priors.
 
     .. math:: \max_θ \sum_{f,t} \log \sum_k w_k(θ) \, p(X \mid ξ_k),
         \qquad p(X \mid ξ) = \frac{1}{1+ξ} \exp\frac{−|X|²/N}{1+ξ},
@@ -134,10 +137,11 @@ class Denoiser:
         As above, or the deep audio prior as published: the network is fitted to the complex STFT
         itself, and its last output is the result. It is slower and worse; for comparison.
     quality : "fast", "default" or "best"
-        Presets of `steps` and of the number of random initialisations that are averaged; "fast" is
-        the learnt mask alone, or 50 steps where there is none.
+        Presets of `steps` and of the number of fits that are averaged; "fast" is the learnt mask
+        alone, as it was learnt, or 25 steps of the prior (50 from a random start) where there is
+        none.
     steps : int >= 1, optional
-        Most steps of the optimiser for each segment (and initialisation). Those of a preset are
+        Most steps of the optimiser for each segment (and fit). Those of a preset are
         for ten seconds; shorter segments take their share, so that a second costs the same.
     early_stop : bool
         Whether to end sooner, when the likelihood of masked bins no longer grows (``"prior"``).
@@ -146,8 +150,10 @@ class Denoiser:
     seed : int in [0, 2**63)
         The same seed gives the same bits on the same machine.
     start : "learnt" or "random"
-        Whether the mask that was learnt from synthetic sounds has a say (``"prior"``). It has none
-        beside a sample of the noise, or where the recording is shorter than its window of 64 ms.
+        Whether what was learnt from synthetic sounds is used (``"prior"``): the mask, and the
+        weights that the prior starts from, where `layer` and `widths` are the default ones. The
+        mask has no say beside a sample of the noise, or where the recording is shorter than its
+        window of 64 ms. A random start takes three times as many steps.
     device : str
         Where to compute, for example "cpu" or "cuda".
     strength : float in [0, 1]
@@ -348,7 +354,7 @@ class Denoiser:
             raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
         sample = None if noise is None else self._sample(noise, noise_rate, sample_rate)
         long_enough = length >= LearntMask.transform(sample_rate).n_fft
-        settings = self._settings(learnt=sample is None and long_enough)
+        settings = self._settings(mask=sample is None and long_enough)
         window = settings.transforms(sample_rate)[0]
         if length < window.n_fft:
             raise ValueError(
@@ -410,11 +416,13 @@ class Denoiser:
                 noisy, sample_rate, self.method, settings, kept, noise, share, index + 1, count
             )
 
-    def _settings(self, learnt: bool) -> Settings:
-        """Return the method's settings, with what was set here; `learnt`: if a mask is of use."""
-        own = METHODS[self.method].settings(self.quality)
-        learnt = learnt and self.method == "prior" and self.start == "learnt" and _mask_is_there()
-        mask_alone = learnt and self.quality == "fast"
+    def _settings(self, mask: bool) -> Settings:
+        """Return the method's settings, with what was set here; `mask`: if one is of use."""
+        learnt = self.method == "prior" and self.start == "learnt" and _weights_are_there()
+        widths = self.widths or WIDTHS
+        start = "learnt" if learnt and shipped_start(widths, self.layer) else "random"
+        own = METHODS[self.method].settings(self.quality, start)
+        mask_alone = learnt and mask and self.quality == "fast"
         return Settings(
             steps=self.steps or (0 if mask_alone else own.steps),
             starts=own.starts,
@@ -430,7 +438,9 @@ class Denoiser:
             rumble=self.rumble,
             layer=self.layer,
             fewest_steps=own.fewest_steps if self.steps is None else None,
-            start="learnt" if learnt else "random",
+            start=start,
+            mask=learnt and mask,
+            mask_steps=own.mask_steps if self.steps is None else min(self.steps, own.mask_steps),
         )
 
 
@@ -459,14 +469,13 @@ def _stretches(
         yield (start + size / 2) / sample_rate, samples
 
 
-def _mask_is_there() -> bool:
-    """Read the learnt mask; where that fails, say so and do without."""
+def _weights_are_there() -> bool:
+    """Read what was learnt; where that fails, say so and do without."""
     try:
         shipped_mask()
+        shipped_start(WIDTHS, "harmonic")
     except (WeightsError, ImportError) as error:
-        warnings.warn(
-            f"{error}; going on without it, with the prior from a random start", stacklevel=5
-        )
+        warnings.warn(f"{error}; going on with the prior from a random start", stacklevel=5)
         return False
     return True
 

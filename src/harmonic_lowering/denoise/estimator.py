@@ -33,8 +33,9 @@ def losses_wait(device: str) -> int:
 class Settings:
     """Everything an estimator needs to know besides the sound; the fields are `Denoiser`'s.
 
-    `starts` random initialisations of at most `steps` steps each are averaged; with 0 steps the
-    learnt mask is all there is. Of `windows_s`, in order of preference, a recording must hold the
+    `starts` fits of at most `steps` steps each are averaged, from a learnt or a random `start`;
+    with 0 steps the learnt mask is all there is. `mask` says whether it has a say; it is itself
+    fitted in `mask_steps`. Of `windows_s`, in order of preference, a recording must hold the
     first; `overlap` windows cover each sample. With `fewest_steps` the steps are those for ten
     seconds, of which a shorter segment takes its share.
     """
@@ -54,10 +55,12 @@ class Settings:
     layer: str = "harmonic"
     fewest_steps: int | None = None
     start: str = "random"
+    mask: bool = False
+    mask_steps: int = 0
 
     @property
     def most_steps(self) -> int:
-        """The most steps of all initialisations; the mask alone counts as one."""
+        """The most steps of all fits of the prior; the mask alone counts as one."""
         return max(1, self.starts * self.steps)
 
     def for_segment(self, seconds: float) -> Settings:
@@ -91,8 +94,8 @@ class Estimate:
 class Estimator(Protocol):
     """A denoising method."""
 
-    def settings(self, quality: str) -> Settings:
-        """Return the method's own settings for "fast", "default" or "best"."""
+    def settings(self, quality: str, start: str) -> Settings:
+        """Return the method's own settings for "fast", "default" or "best", from that start."""
 
     def __call__(
         self,

@@ -130,9 +130,7 @@ class LearntMask:
             |X|² of ``transform(sample_rate)``, the mean of the channels.
         """
         rows = merge_bins(power[None])
-        planes, level = mask_features(rows)
-        mask, noise = self.network(planes.contiguous(memory_format=torch.channels_last))
-        noise = _to_rows(noise, rows.shape[1], rows.shape[2]).exp() * level
+        mask, noise = self._of_rows(rows)
         sound = (mask.square() * rows).mean(1, keepdim=True)
         # What an open mask lets through is all the noise there is, so the ratio is that of the
         # recording, not of the result.
@@ -146,6 +144,17 @@ class LearntMask:
         return MaskEstimate(
             split_rows(mask[0], bins), split_rows(noise[0], bins), opening.flatten()
         )
+
+    def gain(self, power: Tensor) -> Tensor:
+        """Return the share of the amplitude (bins, T), however clean a spectrogram is."""
+        mask, _ = self._of_rows(merge_bins(power[None]))
+        return split_rows(mask[0], power.shape[0])
+
+    def _of_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mask and noise of rows (1, rows, T)."""
+        planes, level = mask_features(rows)
+        mask, noise = self.network(planes.contiguous(memory_format=torch.channels_last))
+        return mask, _to_rows(noise, rows.shape[1], rows.shape[2]).exp() * level
 
     def apply(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """Filter a recording.

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..spectral import Stft
 from .clicks import repair_clicks
 from .estimator import Estimate, Report, Settings
-from .fit import fit_weights
+from .fit import WIDTHS, fit_weights
 from .hum import subtract_hum
 from .joined import Learnt, RaisedNoise
 from .likelihood import posterior_gain, shrinkage_risk
@@ -26,12 +26,19 @@ from .rumble import cut_rumble
 
 __all__ = ["PriorEstimator"]
 
-_STEPS = {"fast": 50, "default": 200, "best": 500}  # for ten seconds
-_FEWEST_STEPS = {"fast": 50, "default": 50, "best": 100}  # however short the segment is
+# For ten seconds, and however short the segment is: from a learnt start a third is as good.
+_STEPS = {
+    "random": {"fast": 50, "default": 200, "best": 500},
+    "learnt": {"fast": 25, "default": 60, "best": 200},
+}
+_FEWEST_STEPS = {
+    "random": {"fast": 50, "default": 50, "best": 100},
+    "learnt": {"fast": 15, "default": 25, "best": 50},
+}
+_MASK_STEPS = {"fast": 0, "default": 8, "best": 16}
+_MASK_SHARE = 0.25  # of a time limit, at most, to fit the mask
 _STARTS = {"fast": 1, "default": 1, "best": 3}
-_CROP_S = 1.33  # of the recording, which one step sees
-_SINGLE_HZ = 8000  # the highest bin that the network sees by itself; above, 16 bins are merged
-_LARGEST_RATIO = 1e6  # |X|²/N above 60 dB tells no more about the gain and only disturbs the fit
+LARGEST_RATIO = 1e6  # |X|²/N above 60 dB tells no more about the gain and only disturbs the fit
 
 # Of each channel, None if it is silent.
 _Models: TypeAlias = Sequence[NoiseModel | NoiseSample | RaisedNoise | None]
@@ -40,16 +47,18 @@ _Models: TypeAlias = Sequence[NoiseModel | NoiseSample | RaisedNoise | None]
 class PriorEstimator:
     """Repair clicks, subtract hum, filter with the gain that a fitted network finds, cut rumble."""
 
-    def settings(self, quality: str) -> Settings:
-        """Return the method's own settings for "fast", "default" or "best"."""
+    def settings(self, quality: str, start: str) -> Settings:
+        """Return the method's own settings for "fast", "default" or "best", from that start."""
         return Settings(
-            steps=_STEPS[quality],
+            steps=_STEPS[start][quality],
             starts=_STARTS[quality],
-            widths=(16, 24, 32),
+            widths=WIDTHS,
             learning_rate=5e-2,
             windows_s=(0.064, 0.032, 0.128),
             overlap=4,
-            fewest_steps=_FEWEST_STEPS[quality],
+            fewest_steps=_FEWEST_STEPS[start][quality],
+            start=start,
+            mask_steps=_MASK_STEPS[quality],
         )
 
     def __call__(
@@ -70,19 +79,28 @@ class PriorEstimator:
                 f"{len(noisy)}; it must have one or as many"
             )
         learnt = None
-        if settings.start == "learnt":
+        if settings.mask:
             learnt = Learnt.of(shipped_mask(), dehummed, sample_rate)
         if learnt is not None and settings.steps == 0:
             report(1, math.nan, "mask")
-            estimate = learnt.alone(noisy.shape[1])
+            estimate = learnt.alone()
         else:
             own = _models(dehummed, sample_rate, settings, noise)
             models: _Models = own
+            joined = None
             if learnt is not None:
-                models, trust = learnt.raise_noise(own)
+                began = time.monotonic()
+                joined = learnt.joined(own).fitted(
+                    steps=settings.mask_steps,
+                    seed=settings.seed,
+                    time_limit=None if time_limit is None else _MASK_SHARE * time_limit,
+                )
+                if time_limit is not None:
+                    time_limit = max(0.0, time_limit - (time.monotonic() - began))
+                models = joined.raised
             estimate = _fitted(dehummed, sample_rate, settings, models, report, time_limit)
-            if learnt is not None:
-                estimate = replace(estimate, clean=learnt.mixed(estimate.clean, trust))
+            if joined is not None:
+                estimate = replace(estimate, clean=joined.mixed(estimate.clean))
         if settings.rumble:
             estimate = replace(estimate, clean=cut_rumble(estimate.clean, dehummed, sample_rate))
         return replace(estimate, clicks=clicks)
@@ -91,7 +109,7 @@ class PriorEstimator:
         self, stretches: Iterable[tuple[float, Tensor]], sample_rate: int, settings: Settings
     ) -> RecordingNoise | None:
         """Estimate the noise of the whole recording, without clicks and hum as in its segments."""
-        if settings.start == "learnt" and settings.steps == 0:  # the mask has its own
+        if settings.mask and settings.steps == 0:  # the mask has its own
             return None
 
         def prepare(samples: Tensor) -> Tensor:
@@ -128,9 +146,7 @@ def _fitted(
 ) -> Estimate:
     """Filter a segment (C, L) with the network that was fitted to it."""
     analysis = _choose_stft(sound, settings.transforms(sample_rate), models)
-    crop = round(_CROP_S * sample_rate / analysis.transform.hop_length)
-    single = int(_SINGLE_HZ * analysis.transform.n_fft / sample_rate) + 1
-    spectrum = _filter(analysis, crop, single, settings, report, time_limit)
+    spectrum = _filter(analysis, sample_rate, settings, report, time_limit)
     clean = analysis.transform.inverse(spectrum, sound.shape[1])
     found = [model for model in models if isinstance(model, NoiseModel | RaisedNoise)]
     steady = all(model.steady for model in found) if found else None
@@ -176,7 +192,7 @@ class _Analysis:
         """Return |X|²/N, the mean over the channels, so that they share one gain."""
         pairs = zip(self.powers, self.noises, strict=True)
         ratios = [power / noise for power, noise in pairs]
-        return torch.stack(ratios).mean(0).clamp_max(_LARGEST_RATIO)
+        return torch.stack(ratios).mean(0).clamp_max(LARGEST_RATIO)
 
 
 def _choose_stft(dehummed: Tensor, transforms: Sequence[Stft], models: _Models) -> _Analysis:
@@ -188,8 +204,7 @@ def _choose_stft(dehummed: Tensor, transforms: Sequence[Stft], models: _Models) 
 
 def _filter(
     analysis: _Analysis,
-    crop: int,
-    single: int,
+    sample_rate: int,
     settings: Settings,
     report: Report,
     time_limit: float | None,
@@ -211,11 +226,11 @@ def _filter(
         began = time.monotonic()
         weights = fit_weights(
             ratio.float(),
+            analysis.transform,
+            sample_rate,
             replace(settings, seed=settings.seed + start),
             report_start,
-            crop=crop,
-            single=single,
-            time_limit=None if time_limit is None else time_limit / (settings.starts - start),
+            None if time_limit is None else time_limit / (settings.starts - start),
         )
         results.append(analysis.spectrum * posterior_gain(weights.to(ratio), ratio))
         if stopped:
