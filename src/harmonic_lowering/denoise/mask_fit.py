@@ -11,7 +11,7 @@ idea). What changes in a few steps is how the mask treats this voice, this room 
 The weights W fall with the local power, so that quiet parts matter as well.
 
 The rate and the number of steps were chosen on the mixtures for choices; twice the steps are as
-good. An N that is wrong by 1 dB costs half of what the fit gains.
+good. An N that is 1.5 dB too low costs all of what the fit gains.
 """
 
 from __future__ import annotations
