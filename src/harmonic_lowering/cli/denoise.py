@@ -74,13 +74,13 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     add(
         "--quality", choices=("fast", "default", "best"), default=default.quality,
-        help="how long to work: about 0.1, 0.6 or 2 s for each of sound on one thread, at 16 kHz; "
-        "four times that for 44.1 kHz stereo (default: %(default)s)",
+        help="how long to work: about 0.06, 0.5 or 2 s for each of sound on one thread, at 16 kHz; "
+        "two to three times that for 44.1 kHz stereo (default: %(default)s)",
     )  # fmt: skip
     add(
         "--start", choices=("learnt", "random"), default=default.start,
-        help="learnt: a mask that has learnt from synthetic sounds has a say, and is all there is "
-        "with --quality fast; random: nothing but this recording is used (default: %(default)s)",
+        help="learnt: mask and start were learnt from synthetic sounds; with --quality fast the "
+        "mask is all there is. random: nothing but this recording is used (default: %(default)s)",
     )  # fmt: skip
     add(
         "--method", choices=("prior", "dap"), default=default.method,

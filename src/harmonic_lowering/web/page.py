@@ -50,7 +50,7 @@ def build(gr: Any, visitors: Visitors, limits: Limits) -> Any:
                 quality = gr.Radio(
                     [("Fast", "fast"), ("Default", "default"), ("Best", "best")],
                     value=default.quality, label="Quality",
-                    info="About 0.1, 0.6 or 2 s of work for each second of sound at 16 kHz",
+                    info="About 0.06, 0.5 or 2 s of work for each second of sound at 16 kHz",
                 )  # fmt: skip
                 strength = gr.Slider(
                     0, 1, value=default.strength, step=0.05, label="Strength",
