@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.denoise import faults
+from benchmarks.denoise.measure import heard
 from benchmarks.denoise.mixtures import Made, Mixture, fetch_for, make, mixtures
 from benchmarks.denoise.recordings import default_cache
 from harmonic_lowering.denoise import Denoiser
@@ -62,10 +62,7 @@ def _answers(noisy: Tensor, sample_rate: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def _score(made: Made, kind: str, estimate: Tensor) -> tuple[float, float]:
-    clean, found = made.clean, estimate.double().numpy()
-    if made.gain is not None:
-        heard = faults.audible(made.gain)
-        clean, found = (x[heard] / made.gain[heard] for x in (clean, found))
+    clean, found = heard(made, estimate.double().numpy())
     pair = torch.from_numpy(found), torch.from_numpy(np.asarray(clean))
     quality = float(pesq(*pair, made.sample_rate)) if kind == "speech" else float("nan")
     return float(si_sdr(*pair)), quality

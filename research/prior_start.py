@@ -26,23 +26,24 @@ from harmonic_lowering.denoise.fit import WIDTHS, MaskedBins, prior_network
 from harmonic_lowering.denoise.mask import LearntMask
 from harmonic_lowering.denoise.mask_network import NOISE_FRAMES, NOISE_ROWS, split_rows
 from harmonic_lowering.denoise.network import SpectrogramUNet
-from harmonic_lowering.denoise.prior import LARGEST_RATIO
+from harmonic_lowering.denoise.prior import LARGEST_RATIO, PriorEstimator
 from harmonic_lowering.spectral import Stft
 from harmonic_lowering.weights import write_weights
 
 from .mask.canvas import Canvas
 from .mask.examples import Example, draw_example
+from .mask.train import rate_share
 
 __all__ = ["backward", "power_ratio", "train"]
 
 _LAYER = "harmonic"
-_WINDOWS_S = (0.064, 0.032, 0.128)  # those of the prior
+_WINDOWS_S = PriorEstimator().settings("default", "learnt").windows_s
 _RATES, _SHARES = (16000, 48000), (0.75, 0.25)
 _SECONDS = 2.0  # of an example
 _EXAMPLES, _WINDOWS = 4, 2  # in a step, and how many windows each is seen in
 _ERROR_DB = 1.0  # standard deviation of the level of N: the fit only has an estimate
 _TOLD = 50  # steps, whose mean loss is printed
-_LEARNING_RATE, _WARM_UP, _DECAY = 3e-2, 50, 0.998
+_LEARNING_RATE, _DECAY = 3e-2, 0.998  # of Adam; of the moving average of the weights
 
 
 def power_ratio(example: Example, sample_rate: int, transform: Stft) -> Tensor:
@@ -129,9 +130,7 @@ def train(
 
     began, total = time.monotonic(), 0.0
     while step < steps and time.monotonic() - began < limit_s:
-        rise = min(1.0, (step + 1) / _WARM_UP)
-        fall = 0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2
-        optimiser.param_groups[0]["lr"] = _LEARNING_RATE * rise * fall
+        optimiser.param_groups[0]["lr"] = _LEARNING_RATE * rate_share(step, steps)
         optimiser.zero_grad()
         total += backward(network, (seed, step))
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

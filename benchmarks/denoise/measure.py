@@ -104,16 +104,25 @@ def measure(key: RowKey, file: Path | None, cache: Path) -> DenoiserRow:
     )
 
 
+def heard(made: Made, estimate: Array) -> tuple[Array, Array]:
+    """Return what is scored of the clean sound and of a result.
+
+    A gain is undone, and what is left of 12 dB below is not looked at.
+    """
+    if made.gain is None:
+        return made.clean, estimate
+    audible = faults.audible(made.gain)
+    gain = made.gain[audible]
+    return made.clean[audible] / gain, estimate[audible] / gain
+
+
 def score(made: Made, estimate: Array, is_speech: bool) -> dict[str, float]:
     """Return the scores of a result: PESQ and STOI of speech that is heard whole.
 
-    A gain is undone, and what is left of 12 dB below is not looked at. The channels of a stereo
-    sound are scored together, as one long sound; PESQ and STOI take their mean at 16 kHz.
+    The channels of a stereo sound are scored together, as one long sound; PESQ and STOI take their
+    mean at 16 kHz.
     """
-    clean = made.clean
-    if made.gain is not None:
-        heard = faults.audible(made.gain)
-        clean, estimate = (x[heard] / made.gain[heard] for x in (clean, estimate))
+    clean, estimate = heard(made, estimate)
     pair = [torch.from_numpy(np.ascontiguousarray(x)) for x in (clean, estimate)]
     whole, result = (x.flatten() for x in pair)
     with_level = float(whole @ result / whole.square().sum())

@@ -27,7 +27,7 @@ from harmonic_lowering.denoise.mask_network import MaskNetwork, mask_features, m
 
 from .examples import Batch, draw_batch
 
-__all__ = ["Settings", "Trainer", "losses", "train"]
+__all__ = ["Settings", "Trainer", "losses", "rate_share", "train"]
 
 _MAGNITUDE, _NOISE = 4.0, 0.1  # weights of the losses beside the first
 _LOWEST = 10**-3.5  # share of the error that the loss no longer counts
@@ -96,6 +96,12 @@ def _per_bin(rows: Tensor, bins: int) -> Tensor:
     return torch.cat([gain, gain[:, -1:].expand(-1, bins - gain.shape[1], -1)], 1)
 
 
+def rate_share(step: int, steps: int) -> float:
+    """Share of the learning rate at a step: a short rise, then half a cosine."""
+    rise = min(1.0, (step + 1) / _WARM_UP)
+    return rise * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+
+
 class Trainer:
     """A network, its moving average, its optimiser, and the step it is at."""
 
@@ -113,10 +119,8 @@ class Trainer:
     def advance(self) -> Tensor:
         """Take a step, and return its losses."""
         settings = self.settings
-        rise = min(1.0, (self.step + 1) / _WARM_UP)
-        fall = 0.01 + 0.99 * (1 + math.cos(math.pi * self.step / settings.steps)) / 2
         for group in self.optimiser.param_groups:
-            group["lr"] = settings.learning_rate * rise * fall
+            group["lr"] = settings.learning_rate * rate_share(self.step, settings.steps)
         self.network.train()
         batch = draw_batch((settings.seed, self.step), settings.batch, settings.seconds)
         parts = losses(self.network, batch, settings.bfloat16)
