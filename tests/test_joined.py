@@ -209,7 +209,16 @@ def test_a_fit_changes_no_other_mask_and_ends_in_time():
     sound = with_noise(speech(1), 5)[None]
     noise = torch.full((1, 513, LearntMask.transform(RATE).frames(RATE)), 0.01)
     for limit in (None, 1e-9):
-        mask = fit_mask(shipped_mask(), sound, RATE, noise, steps=2, seed=0, time_limit=limit)
+        mask = fit_mask(
+            shipped_mask(),
+            sound,
+            RATE,
+            noise,
+            torch.zeros(noise.shape[1:]),
+            steps=2,
+            seed=0,
+            time_limit=limit,
+        )
         changed = mask.network.state_dict()
         assert any(not torch.equal(value, changed[name]) for name, value in before.items())
     for name, value in shipped_mask().network.state_dict().items():
@@ -221,7 +230,16 @@ def test_a_fit_is_the_same_again():
     noise = torch.full((1, 513, LearntMask.transform(RATE).frames(RATE)), 0.01)
     power = torch.rand(513, 20)
     gains = [
-        fit_mask(shipped_mask(), sound, RATE, noise, steps=2, seed=seed, time_limit=None)
+        fit_mask(
+            shipped_mask(),
+            sound,
+            RATE,
+            noise,
+            torch.zeros(noise.shape[1:]),
+            steps=2,
+            seed=seed,
+            time_limit=None,
+        )
         .estimate(power)
         .gain
         for seed in (0, 0, 1)

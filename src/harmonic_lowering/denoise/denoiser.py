@@ -141,8 +141,8 @@ class Denoiser:
         alone, as it was learnt, or 25 steps of the prior (50 from a random start) where there is
         none.
     steps : int >= 1, optional
-        Most steps of the optimiser for each segment (and fit). Those of a preset are
-        for ten seconds; shorter segments take their share, so that a second costs the same.
+        Most steps of the optimiser for each segment (and fit). Those of a preset are for ten
+        seconds; shorter segments take their share, so that a second costs the same.
     early_stop : bool
         Whether to end sooner, when the likelihood of masked bins no longer grows (``"prior"``).
     time_limit : float > 0, seconds, optional

@@ -186,7 +186,7 @@ class Joined:
         live = torch.tensor([model is not None for model in self.models])
         noise = (self.prior / self.prior.mean(0).clamp_min(_TINY) * self._noise())[live]
         mask = fit_mask(
-            learnt.mask, learnt.sound[live], learnt.sample_rate, noise,
+            learnt.mask, learnt.sound[live], learnt.sample_rate, noise, learnt.estimate.gain,
             steps=steps, seed=seed, time_limit=time_limit,
         )  # fmt: skip
         gain = mask.estimate(_power(learnt.spectrum)).gain

@@ -44,12 +44,16 @@ def fit_mask(
     sound: Tensor,
     sample_rate: int,
     noise: Tensor,
+    gain: Tensor,
     *,
     steps: int,
     seed: int,
     time_limit: float | None,
 ) -> LearntMask:
-    """Return a mask that is fitted to a recording (C, L) whose noise has the power (C, F, T)."""
+    """Return a mask that is fitted to a recording (C, L) whose noise has the power (C, F, T).
+
+    `gain` (F, T) is what the mask says of it unfitted.
+    """
     began = time.monotonic()
     transform = mask.transform(sample_rate)
     spectrum = transform(sound)
@@ -60,7 +64,7 @@ def fit_mask(
     weight = weight / (weight * noise).mean().clamp_min(torch.finfo(weight.dtype).tiny)
     amplitude = (noise / transform.window_energy).sqrt()
 
-    mixing = _mixing(spectrum * (1 - mask.estimate(power[0]).gain)).to(sound)
+    mixing = _mixing(spectrum * (1 - gain)).to(sound)
 
     fitted = LearntMask(copy.deepcopy(mask.network).requires_grad_())
     optimiser = torch.optim.Adam(fitted.network.parameters(), lr=_RATE, fused=True)
@@ -79,8 +83,8 @@ def fit_mask(
         noisier = spectrum[..., part] + _ADDED * added
         target = spectrum[..., part] - added / _ADDED
         with torch.enable_grad():
-            gain = fitted.gain(noisier.abs().square().mean(0).float())
-            error = torch.view_as_real(gain * noisier - target).square().sum(-1)
+            now = fitted.gain(noisier.abs().square().mean(0).float())
+            error = torch.view_as_real(now * noisier - target).square().sum(-1)
             loss = (weight[..., part] * error).mean()
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
