@@ -16,11 +16,11 @@ import subprocess
 import numpy as np
 import torch
 
+from benchmarks.denoise.recordings import SOUNDS, default_cache, fetch, load
 from harmonic_lowering.denoise.clicks import repair_clicks
 from harmonic_lowering.metrics import si_sdr
 
 from .mask.canvas import Array
-from .mask.recordings import SOUNDS, fetch, load
 
 SHAPES = ("burst", "pulse")
 
@@ -68,10 +68,12 @@ def main() -> None:
     parser.add_argument("--use", choices=("choose", "report"), default="report")
     options = parser.parse_args()
     sounds = [sound for sound in SOUNDS if sound.use == options.use]
-    fetch(sounds)
+    fetch(sounds, default_cache())
     for rate in options.rates:
         for recording in sounds:
-            clean = load(recording, rate)[: round(options.seconds * rate)].astype(float)
+            clean = load(recording, default_cache(), rate)[: round(options.seconds * rate)].astype(
+                float
+            )
             random = np.random.default_rng(0)
             line = f"{rate} {recording.kind} {recording.name:12}"
             line += f" clean {score(clean, repaired(clean, rate)):5.1f}"

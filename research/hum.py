@@ -3,7 +3,7 @@
     python -m research.hum [--use choose | report] [--clean]
 
 Choices were made on the recordings "choose", the documentation gives those "report"
-(`research.mask.recordings`). `--clean` adds sounds without hum: the recordings themselves, held
+(`benchmarks.denoise.recordings`). `--clean` adds sounds without hum: the recordings themselves, held
 notes and chords; "untouched" means bit for bit.
 """
 
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.denoise.recordings import SOUNDS, default_cache, fetch, load
 from harmonic_lowering.denoise.hum import subtract_hum
 from harmonic_lowering.metrics import si_sdr
 
-from .mask.recordings import SOUNDS, fetch, load
 
 RATE = 16000
 SNR_DB = 5.0
@@ -96,9 +96,9 @@ def notes() -> Iterator[tuple[str, Tensor]]:
 def sounds(use: str, sample_rate: int) -> Iterator[tuple[str, str, Tensor]]:
     """Return the name, kind and samples of each recording."""
     chosen = [sound for sound in SOUNDS if sound.use == use]
-    fetch(chosen)
+    fetch(chosen, default_cache())
     for sound in chosen:
-        yield sound.name, sound.kind, torch.from_numpy(load(sound, sample_rate))
+        yield sound.name, sound.kind, torch.from_numpy(load(sound, default_cache(), sample_rate))
 
 
 def table(use: str, kinds: dict[str, Hum], sample_rate: int) -> Iterator[str]:

@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,13 @@ def test_the_stored_table_is_written_as_it_was_read(tmp_path):
     write_rows(tmp_path / "rows.csv", rows.values(), DenoiserRow)
     assert (tmp_path / "rows.csv").read_bytes() == TABLE.read_bytes()
     assert {key.kind for key in rows} == {"speech", "music"}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "research").rglob("[a-z]*.py")))
+def test_every_module_of_research_can_be_imported(file):
+    pytest.importorskip("scipy")
+    pytest.importorskip("soundfile")
+    import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
 
 
 @pytest.mark.slow
