@@ -70,6 +70,18 @@ def test_hum_goes(kind, sound):
     assert si_sdr(clean, subtract_hum(noisy[None], RATE)[0]) > 14
 
 
+def test_hum_goes_from_under_a_chord_whose_partials_lie_beside_it():
+    time = torch.arange(4 * RATE).double() / RATE
+    notes = (82.4, 123.5, 164.8, 246.9, 329.6)  # 247 and 250, 329.6 and 350, 494 and 500 …
+    chord = sum(
+        tones(hertz, range(1, 11), 4.0) * torch.exp(-(0.4 + 0.1 * number) * time)
+        for number, hertz in enumerate(notes)
+    )
+    noisy = mixed(chord, tones(50.0, FORTY, 4.0))
+    assert si_sdr(chord, subtract_hum(noisy[None], RATE)[0]) > 26
+    assert torch.equal(subtract_hum(chord[None], RATE)[0], chord)
+
+
 def test_the_line_of_a_television_goes():
     rate = 44100
     clean = speech(rate)

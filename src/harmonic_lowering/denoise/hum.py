@@ -29,6 +29,8 @@ _DISSENT = 0.35  # largest share of that time in which it is not as steady as hu
 _CALM_DISSENT = 0.1  # … as hum that could be a note, and whistles
 _HUM_CHANGE = 0.35  # of the amplitude, from the middle to an end, of hum that begins or ends
 _NEVER = 0.8  # … in which no line of a hum is unsteady
+_BENEATH = 100.0  # … but for one that lasts under a note: power of its amplitude over its variance
+_BENEATH_CHANGE = 0.2  # … and how its amplitude changes
 _TOWERS = 4.0  # ratio of a line's amplitude to its neighbours', which only low lines of hum have
 _LONG = 0.6  # share of the recording that is long
 
@@ -146,7 +148,9 @@ def _notes(lines: Lines) -> Tensor:
     amplitude = lines.fit.amplitude.abs()
     beside = F.pad(amplitude, (2, 2)).unfold(0, 5, 1)[:, [0, 1, 3, 4]].max(1).values
     towers = (lines.multiples > _LOW) & (amplitude > _TOWERS * beside)
-    return towers | (lines.fit.dissent > _NEVER)
+    lasts = lines.fit.certainty > _BENEATH
+    lasts &= lines.fit.slope.abs() < _BENEATH_CHANGE * amplitude
+    return towers | (lines.fit.dissent > _NEVER) & ~lasts
 
 
 def _is_long(lines: Lines) -> bool:

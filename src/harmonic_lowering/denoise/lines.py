@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ _SEEN = 0.3  # … and is visible for this share of the time, and not as fitted 
 _STIFFNESS = tuple(10.0**exponent for exponent in range(-2, 9, 2))
 _GUIDES = (5, 10, 20)  # highest multiples that guide the phase in the first rounds
 _ROUNDS = 2  # more, in which all do
+_APART = 0.001  # relative distance of a constant frequency from the mean of one that drifts
 _BLOCK = 1 << 14  # samples
 
 
@@ -82,6 +84,15 @@ class _Fit:
         place = (2 * frames - self.first - self.last) / max(1, self.last - self.first)
         likely = (1 - _DOUBT / self.certainty).clamp_min(0)
         return likely[:, None] * (self.amplitude[:, None] + self.slope[:, None] * place)
+
+
+class _Presence(NamedTuple):
+    """From which to which sample of the baseband lines are present, as what, and how surely."""
+
+    begin: int
+    end: int
+    fit: _Fit
+    gain: float  # of the logarithm of the likelihood
 
 
 @dataclass(frozen=True)
@@ -172,31 +183,56 @@ def track(baseband: Baseband, multiples: Tensor, frequency: float) -> Lines:
     starts = [(0, count), *((count * third // 3, count * (third + 1) // 3) for third in range(3))]
     for most in _GUIDES:
         frames = _Frames(bands, phase, multiples)
-        begin, end, fit = frames.presence(starts)
+        begin, end, fit, _ = frames.presence(starts)
         starts = [(0, count), (begin, end)]
         guides = multiples <= most * multiples[0]
         phase = _realigned(phase, baseband.times, frames, fit, guides, everywhere=True)
-    return _settled(bands, baseband.times, phase, multiples, (begin, end))
+    return _settled(bands, baseband.times, [phase], multiples, (begin, end))
 
 
 def extend(lines: Lines, baseband: Baseband, multiples: Tensor) -> Lines:
-    """Return the same family with other multiples, and its phase more exact by them."""
+    """Return the same family with other multiples, and its phase more exact by them.
+
+    Notes beside the lines pull the phase, so one that does not drift is tried as well.
+    """
     bands = baseband.bands(multiples * lines.frequency)
-    return _settled(bands, baseband.times, lines.phase, multiples, (lines.begin, lines.end))
+    phases = [lines.phase, _constant(lines.phase, lines.times, bands, multiples)]
+    return _settled(bands, baseband.times, phases, multiples, (lines.begin, lines.end))
 
 
 def _settled(
-    bands: Tensor, times: Tensor, phase: Tensor, multiples: Tensor, present: tuple[int, int]
+    bands: Tensor, times: Tensor, phases: list[Tensor], multiples: Tensor, present: tuple[int, int]
 ) -> Lines:
-    """Repeat the fit and the alignment of the phase with all lines, from where they seem to be."""
+    """Repeat the fit and the alignment of the best phase with all lines, while they gain by it."""
     everything = (0, bands.shape[1])
-    for _ in range(_ROUNDS):
+
+    def family(phase: Tensor) -> tuple[_Frames, Tensor, _Presence]:
         frames = _Frames(bands, phase, multiples)
-        begin, end, fit = frames.presence([everything, present])
-        present = begin, end
-        phase = _realigned(phase, times, frames, fit, multiples > 0, everywhere=False)
-    begin, end, fit = _Frames(bands, phase, multiples).presence([everything, present])
-    return Lines(multiples, times, phase, begin, end, fit)
+        return frames, phase, frames.presence([everything, present])
+
+    frames, phase, found = max(map(family, phases), key=lambda one: one[2].gain)
+    for _ in range(_ROUNDS):
+        aligned = _realigned(phase, times, frames, found.fit, multiples > 0, everywhere=False)
+        following = family(aligned)
+        if following[2].gain <= found.gain:
+            break
+        frames, phase, found = following
+    return Lines(multiples, times, phase, found.begin, found.end, found.fit)
+
+
+def _constant(phase: Tensor, times: Tensor, bands: Tensor, multiples: Tensor) -> Tensor:
+    """Return the phase of the constant frequency that suits most lines, near that of `phase`."""
+    seconds = float(times[-1])
+    slope = float(phase[-1] - phase[0]) / seconds
+    frames = _Frames(bands, slope * times, multiples)
+    step = 2 * math.pi / (4 * float(multiples[-1]) * seconds)
+    reach = round(_APART * slope / step)
+    offset = torch.arange(-reach, reach + 1).double() * step
+    weight = 1 / frames.beside
+    turn = torch.outer(offset, _middles(frames, times))[:, None] * frames.multiples
+    sums = (torch.polar(weight.expand_as(turn), -turn) * frames.amplitude).sum(2)
+    likely = (sums.abs().square() / weight.sum(1)).log1p().sum(1)
+    return (slope + float(offset[likely.argmax()])) * times
 
 
 class _Frames:
@@ -213,7 +249,7 @@ class _Frames:
         self.beside = beside + 1e-12 * beside.max() + 1e-300
         self.count = self.amplitude.shape[1]
 
-    def presence(self, starts: list[tuple[int, int]]) -> tuple[int, int, _Fit]:
+    def presence(self, starts: list[tuple[int, int]]) -> _Presence:
         """Return from which to which sample of the bands the lines are present, and their fit.
 
         Of all intervals it is the one over which the logarithm of the likelihood, that of Student's
@@ -242,7 +278,7 @@ class _Frames:
                 end = samples if end > samples - _HOP else end
                 if float(rise.max()) > most:
                     most, best = float(rise.max()), (begin, end)
-        return *best, self._fit(*best)
+        return _Presence(*best, self._fit(*best), most)
 
     def _fit(self, begin: int, end: int) -> _Fit:
         """Fit amplitudes from sample `begin` to `end`; frames that deviate have little weight."""
