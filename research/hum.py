@@ -3,8 +3,8 @@
     python -m research.hum [--use choose | report] [--clean]
 
 Choices were made on the recordings "choose", the documentation gives those "report"
-(`benchmarks.denoise.recordings`). `--clean` adds sounds without hum: the recordings themselves, held
-notes and chords; "untouched" means bit for bit.
+(`benchmarks.denoise.recordings`). `--clean` adds sounds without hum: the recordings themselves,
+held notes and chords; "untouched" means bit for bit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import Tensor
 from benchmarks.denoise.recordings import SOUNDS, default_cache, fetch, load
 from harmonic_lowering.denoise.hum import subtract_hum
 from harmonic_lowering.metrics import si_sdr
-
 
 RATE = 16000
 SNR_DB = 5.0

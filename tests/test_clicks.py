@@ -51,25 +51,26 @@ def clicked(sound, rate=RATE, per_second=20, size=1.0, seed=0):
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
 def test_clicks_on_notes_go(rate):
     gains = []
-    for seed in range(2):
+    for seed in range(4):
         clean = chord(rate)
         noisy, where = clicked(clean, rate, seed=seed)
         repaired, count = repair_clicks(noisy[None], rate)
         gains.append(float(si_sdr(clean, repaired[0]) - si_sdr(clean, noisy)))
         assert 1 <= count <= 30
         assert ((repaired[0] != noisy) & ~where).sum() < where.sum()
-    assert min(gains) > 1  # where few of them are certain, most stay
-    assert sum(gains) / len(gains) > 6
+    assert min(gains) > 3
+    assert sum(gains) / len(gains) > 18
 
 
-def test_clicks_on_speech_go():
+@pytest.mark.parametrize("size", [1.0, 2.0])
+def test_clicks_on_speech_go(size):
     clean = speech()
     gains = []
-    for seed in range(4):
-        noisy, _ = clicked(clean, seed=seed, size=2.0)
+    for seed in range(6):
+        noisy, _ = clicked(clean, seed=seed, size=size)
         repaired = repair_clicks(noisy[None], RATE).waveform[0]
         gains.append(float(si_sdr(clean, repaired) - si_sdr(clean, noisy)))
-    assert min(gains) > 0  # where few of them are certain, most stay
+    assert min(gains) > 4  # though most have another one within 10 ms
     assert sum(gains) / len(gains) > 6
 
 

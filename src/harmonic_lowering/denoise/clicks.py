@@ -32,10 +32,13 @@ _AROUND_MS = 40  # on each side, whose peaks are the usual ones
 _NEAR_MS = 8  # on each side, whose median tells the peaks of a noise that fades, as of a drum
 _PEAK_OF_NOISE = 4.0  # times its median
 _RISE = 2.0  # of the level over a click; more is an onset
-_RISE_S = (1e-3, 0.01)  # how far from it and how long the level is measured
+_RISE_S = (1e-3, 0.01)  # how far from it and how long the level is measured,
+_LEVEL_S = 1e-3  # … in such pieces
 _CERTAIN = 8.0  # times the usual peaks: the largest error of a click that nothing else explains
-_SEVERAL = 3  # such clicks in a channel make smaller ones likely,
-_HIGH = 3.0  # beyond so many times the usual peaks; drums reach them as well
+# So many times the usual peaks, so many clicks, so many in a second: then others, which exceed the
+# peaks by the last number, are likely as well. Strokes on a tabla or a bass drum reach 4, two or
+# three a second.
+_EVIDENCE = ((4.0, 5, 4.0, 2.0), (8.0, 3, 0.0, 3.0))
 _LOW = 0.7  # times the usual peaks: the others
 _INAUDIBLE = 1e-5  # times the largest sample
 _BRIDGE_S = 5e-4  # between parts of one click
@@ -99,8 +102,8 @@ def repair_clicks(waveform: Tensor, sample_rate: int) -> Repaired:
     Notes
     -----
     Recordings of less than 0.1 s are left alone. A click's error must be eight times the usual
-    peaks, or three times once a channel has three that are. The level must not rise twofold over
-    it. So clicks between dense drums stay.
+    peaks; three times once a channel has three that are; twice once four in each second are four
+    times. The level must not rise twofold over it. So clicks between dense drums stay.
     Smooth pulses without an edge are no clicks. Cost: O(L·log L), and O(n³) for n samples that are
     interpolated together, at most those of 30 ms.
 
@@ -138,23 +141,22 @@ def _without_clicks(sound: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
     """Return marks on the clicks, and the sound without them."""
     marks = torch.zeros_like(sound, dtype=torch.bool)
     bridge = round(_BRIDGE_S * sample_rate)
-    restored = sound
-    found = _clicks(sound, sound, _ROUGH, _CERTAIN, sample_rate)
-    if not bool(found.any()):
-        return marks, sound
-    high = _HIGH if len(_runs(found)) >= _SEVERAL else _CERTAIN
+    restored, errors = sound, _errors(sound, sound, sample_rate)
+    high = _threshold(sound, errors, sample_rate)
     # At first the clicks are in the models as well: they hide each other and blur their own ends.
     # Once most are gone, the models tell exactly where the clicks were.
     for _ in range(_PASSES):
-        found = _clicks(restored, restored, _ROUGH, high, sample_rate)
+        found = _clicks(restored, errors, _ROUGH, high, sample_rate)
         if not bool((found & ~marks).any()):
             break
         marks = _closed(marks | found, bridge)
         restored = _interpolate(sound, restored, marks, found, _QUICK_ORDER_S, sample_rate)
+        errors = _errors(restored, restored, sample_rate)
     for order_s in _ORDERS_S:
         if not bool(marks.any()):
             return marks, sound
-        marks = _clicks(sound, restored, _FINE, high, sample_rate)
+        errors = _errors(sound, restored, sample_rate)
+        marks = _clicks(restored, errors, _FINE, high, sample_rate)
         restored = _interpolate(sound, restored, marks, marks, order_s, sample_rate)
     return marks, restored
 
@@ -162,13 +164,36 @@ def _without_clicks(sound: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------ detection
 
 
-def _clicks(
-    sound: Tensor, model: Tensor, shares: tuple[float, ...], high: float, sample_rate: int
-) -> Tensor:
-    """Mark the clicks of `sound`, by models that are learnt from `model`."""
+class _Errors(NamedTuple):
+    """The error of prediction of each sample, and the usual peaks around it."""
+
+    error: Tensor
+    usual: Tensor
+
+
+def _errors(sound: Tensor, model: Tensor, sample_rate: int) -> _Errors:
+    """Predict `sound` by models that are learnt from `model`, whose peaks are the usual ones."""
     error = _prediction_error(sound, model, sample_rate)
     own = error if model is sound else _prediction_error(model, model, sample_rate)
-    usual = _usual_peaks(own, sample_rate).clamp_min(_INAUDIBLE * float(sound.abs().max()))
+    least = _INAUDIBLE * float(sound.abs().max())
+    return _Errors(error, _usual_peaks(own, sample_rate).clamp_min(least))
+
+
+def _threshold(sound: Tensor, errors: _Errors, sample_rate: int) -> float:
+    """Return how far a click must exceed the usual peaks: less where there are many."""
+    seconds = len(sound) / sample_rate
+    for level, least, rate, high in _EVIDENCE:
+        found = _runs(_clicks(sound, errors, _ROUGH, level, sample_rate))
+        if len(found) >= max(least, rate * seconds):
+            return high
+    return _CERTAIN
+
+
+def _clicks(
+    sound: Tensor, errors: _Errors, shares: tuple[float, ...], high: float, sample_rate: int
+) -> Tensor:
+    """Mark the clicks by the errors that they make; `sound` says where the level rises."""
+    error, usual = errors
     sure = error > high * usual
     marks = torch.zeros_like(sure)
     if not bool(sure.any()):
@@ -177,18 +202,24 @@ def _clicks(
     peak = F.max_pool1d(error[None], longest // 2 * 2 + 1, 1, longest // 2)[0]
     bridge = round(_BRIDGE_S * sample_rate)
     counts = F.pad(sure.long().cumsum(0), (1, 0))
-    energy = F.pad(model.diff().square().cumsum(0), (1, 0))
-    last = len(energy) - 1
     far, long = (round(seconds * sample_rate) for seconds in _RISE_S)
+    level = F.pad(_level(sound, sample_rate), (far + long, far + long))
+    piece = round(_LEVEL_S * sample_rate)
+    beside = torch.arange(far + piece // 2, far + long, piece)
     for share in shares:
         runs = _runs(_closed(error > torch.maximum(_LOW * usual, share * peak), bridge))
         start, stop = runs.unbind(1)
         before, after = (
-            energy[(end + long).clamp(0, last)] - energy[end.clamp(0, last)]
-            for end in (start - far - long, stop + far)
+            level[places + far + long]
+            for places in (start[:, None] - beside, stop[:, None] + beside)
         )
+        # Where there are many clicks, there may be others beside.
+        if high < _CERTAIN:
+            before, after = before.median(1).values, after.median(1).values
+        else:
+            before, after = before.square().mean(1).sqrt(), after.square().mean(1).sqrt()
         chosen = (stop - start <= longest) & (counts[stop] > counts[start])
-        marks |= _marked(runs[chosen & (after <= _RISE**2 * before)], len(marks))
+        marks |= _marked(runs[chosen & (after <= _RISE * before)], len(marks))
     return _without_trains(marks, sample_rate)
 
 
@@ -223,6 +254,13 @@ def _prediction_error(sound: Tensor, model: Tensor, sample_rate: int) -> Tensor:
     error = torch.minimum(*powers).sqrt()
     error[:order] = error[-order:] = 0  # where nothing comes before or after
     return error
+
+
+def _level(sound: Tensor, sample_rate: int) -> Tensor:
+    """Return the root mean square of the differences around each sample."""
+    size = 2 * round(_LEVEL_S * sample_rate / 2) + 1
+    power = F.pad(sound.diff(), (1, 0)).square()
+    return F.avg_pool1d(power[None], size, 1, size // 2, count_include_pad=False)[0].sqrt()
 
 
 def _usual_peaks(error: Tensor, sample_rate: int) -> Tensor:
