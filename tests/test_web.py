@@ -73,7 +73,10 @@ class Page:
     """The command at work, in a temporary folder where it can be watched."""
 
     def __init__(self, folder, *words):
-        self.temporary, self.connections = folder / "tmp", folder / "connections"
+        self.temporary, self.connections = (
+            folder / "t",
+            folder / "connections",
+        )  # sockets: ≤ 107 letters
         self.temporary.mkdir()
         (folder / "watch").mkdir()
         (folder / "watch" / "sitecustomize.py").write_text(WATCH)
@@ -285,7 +288,7 @@ def test_wrong_usage(words, status, said, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_ends_while_it_works_and_leaves_nothing(number, status, tmp_path, noisy):
+def test_ends_amid_work(number, status, tmp_path, noisy):
     with served(tmp_path) as page:
         visitor = Visitor(page)
         visitor.add(noisy)
