@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from harmonic_lowering.denoise.mask import LearntMask
 from harmonic_lowering.denoise.mask_network import MaskNetwork, mask_features, merge_bins
@@ -102,6 +103,17 @@ def rate_share(step: int, steps: int) -> float:
     return rise * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
 
 
+class _Batches(Dataset[Batch]):
+    """The batches of a run, by step, so that another process can draw them ahead."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def __getitem__(self, step: int) -> Batch:
+        settings = self.settings
+        return draw_batch((settings.seed, step), settings.batch, settings.seconds)
+
+
 class Trainer:
     """A network, its moving average, its optimiser, and the step it is at."""
 
@@ -116,13 +128,13 @@ class Trainer:
             network.parameters(), settings.learning_rate, (0.9, 0.98), weight_decay=1e-3
         )
 
-    def advance(self) -> Tensor:
-        """Take a step, and return its losses."""
+    def advance(self, batch: Batch | None = None) -> Tensor:
+        """Take a step on its batch, which is drawn here unless it is given; return its losses."""
         settings = self.settings
         for group in self.optimiser.param_groups:
             group["lr"] = settings.learning_rate * rate_share(self.step, settings.steps)
         self.network.train()
-        batch = draw_batch((settings.seed, self.step), settings.batch, settings.seconds)
+        batch = batch or _Batches(settings)[self.step]
         parts = losses(self.network, batch, settings.bfloat16)
         loss = parts[0] + _MAGNITUDE * parts[1] + _NOISE * parts[2]
         self.optimiser.zero_grad()
@@ -199,8 +211,12 @@ def train(
     *,
     limit_s: float = math.inf,
     checkpoint_s: float = 180.0,
+    ahead: bool = False,
 ) -> None:
-    """Train until the last step or for `limit_s`, from where the folder's run stopped if it did."""
+    """Train until the last step or for `limit_s`, from where the folder's run stopped if it did.
+
+    `ahead` lets a second process draw the batches, which changes nothing but the time.
+    """
     trainer = Trainer(settings)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "checkpoint.pt").exists():
@@ -210,10 +226,19 @@ def train(
     began = saved = time.monotonic()
     total = torch.zeros(3)
     every = 50
+    batches = DataLoader(
+        _Batches(settings),
+        batch_size=None,
+        sampler=range(trainer.step, settings.steps),
+        num_workers=int(ahead),
+        prefetch_factor=4 if ahead else None,
+    )
     with (folder / "log.csv").open("a", newline="") as file:
         log = csv.writer(file)
-        while trainer.step < trainer.settings.steps and time.monotonic() - began < limit_s:
-            total += trainer.advance()
+        for batch in batches:
+            if time.monotonic() - began >= limit_s:
+                break
+            total += trainer.advance(batch)
             if trainer.step % every == 0:
                 values = [f"{float(value) / every:.4f}" for value in total]
                 log.writerow([trainer.step, *values, f"{time.process_time():.0f}"])
@@ -240,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--bfloat16", action="store_true", help="a third less time on AVX-512")
     parser.add_argument("--start-from", type=Path, help="checkpoint of another run")
+    parser.add_argument("--ahead", action="store_true", help="draw examples on a second core")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop, to go on later")
     parser.add_argument("--checkpoint-minutes", type=float, default=3.0)
     options = parser.parse_args(arguments)
@@ -260,8 +286,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.seed,
         options.bfloat16,
     )
-    limits = {"limit_s": 60 * options.minutes, "checkpoint_s": 60 * options.checkpoint_minutes}
-    train(settings, options.folder, options.start_from, **limits)
+    train(
+        settings,
+        options.folder,
+        options.start_from,
+        limit_s=60 * options.minutes,
+        checkpoint_s=60 * options.checkpoint_minutes,
+        ahead=options.ahead,
+    )
 
 
 if __name__ == "__main__":
