@@ -80,22 +80,15 @@ class Canvas:
         noise = random.standard_normal(self.length, dtype=np.float32)
         return noise * np.float32(np.sqrt(self.sample_rate / 16000))
 
-    def spectrum(self, sound: Array) -> NDArray[np.complex64]:
-        """Return the spectrum over the grid (bins, frames)."""
-        return np.asarray(self._stft(sound).numpy())
-
-    def _stft(self, sound: Array) -> torch.Tensor:
-        return torch.stft(
+    def filtered(self, sound: Array, gain: Array) -> Array:
+        """Filter by a gain over the grid (bins, frames), or constant in time (bins, 1)."""
+        spectrum = torch.stft(
             torch.from_numpy(np.ascontiguousarray(sound, np.float32)),
             _OVERLAP * self.hop,
             self.hop,
             window=self._window,
             return_complex=True,
         )
-
-    def filtered(self, sound: Array, gain: Array) -> Array:
-        """Filter by a gain over the grid (bins, frames), or constant in time (bins, 1)."""
-        spectrum = self._stft(sound)
         spectrum *= torch.from_numpy(np.asarray(gain, np.float32))
         shaped = torch.istft(
             spectrum, _OVERLAP * self.hop, self.hop, window=self._window, length=len(sound)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,23 +17,19 @@ from .noises import Noise, noise
 from .rooms import coloured, in_room
 from .speech import choir, speech
 
-__all__ = [
-    "NOISES", "SOUNDS", "Batch", "Example", "draw_batch", "draw_example", "draw_sound",
-    "through_codec", "through_gate", "through_leader",
-]  # fmt: skip
+__all__ = ["NOISES", "SOUNDS", "Batch", "Example", "draw_batch", "draw_example", "draw_sound"]
 
 # How often each is drawn. Of the noises, two thirds move.
-SOUNDS = {"speech": 0.4, "music": 0.28, "both": 0.1, "drums": 0.13, "choir": 0.03, "drone": 0.06}
+SOUNDS = {"speech": 0.4, "music": 0.3, "both": 0.1, "drums": 0.13, "choir": 0.04, "drone": 0.03}
 NOISES = {
     "white": 0.12,
-    "still": 0.15,
-    "moving": 0.17,
+    "still": 0.17,
+    "moving": 0.2,
     "gusts": 0.1,
     "grains": 0.1,
     "bubbles": 0.15,
     "crackle": 0.04,
     "crowd": 0.12,
-    "engine": 0.1,
 }
 # Sample rates of a batch and the rate at whose Nyquist frequency its spectrum is cut.
 _RATES = (
@@ -103,7 +99,9 @@ def draw_example(
         if random.random() < 0.15:  # nearly clean, or clean
             snr_db = random.uniform(22, 70)
     other = noise(random, canvas, noise_kind).scaled(float(db(-snr_db)))
-    return _chain(random)(random, canvas, Example(sound, other))
+    if random.random() < 0.12:
+        return _through_gate(random, canvas, sound, other)
+    return Example(sound, other)
 
 
 def draw_sound(random: np.random.Generator, canvas: Canvas, kind: str) -> Array:
@@ -133,73 +131,24 @@ def _dry(random: np.random.Generator, canvas: Canvas, kind: str) -> Array:
     return makers[kind](random, canvas)
 
 
-# What recording chains do to sound and noise alike -----------------------------------------------
-
-
-def _chain(random: np.random.Generator) -> Callable[..., Example]:
-    chains = [_nothing, through_leader, through_gate, through_codec]
-    return chains[random.choice(len(chains), p=[0.8, 0.09, 0.06, 0.05])]
-
-
-def _nothing(random: np.random.Generator, canvas: Canvas, example: Example) -> Example:
-    return example
-
-
-def through_leader(random: np.random.Generator, canvas: Canvas, example: Example) -> Example:
-    """A stretch that is quieter: leaders of tapes, fades, steps."""
+def _through_gate(
+    random: np.random.Generator, canvas: Canvas, sound: Array, other: Noise
+) -> Example:
+    """What tapes and broadcasts do to sound and noise alike: leaders, gates, fades, steps."""
     level = np.zeros(canvas.frames)
     start = canvas.frame_at(random.uniform(0, 0.8) * canvas.seconds)
     if random.random() < 0.4:
         start = 0
     stop = start + canvas.frame_at(random.uniform(0.15, 1.5))
     level[start:stop] = -random.choice([6, 12, 20, 40, 70])
-    return _at_level(canvas, example, level, int(random.choice([1, 5, 25, 125])))
-
-
-def through_gate(random: np.random.Generator, canvas: Canvas, example: Example) -> Example:
-    """A gate that shuts whenever the sound is quiet, or whenever everything is."""
-    heard = example.sound + example.noise.waveform * (random.random() < 0.3)
-    width = canvas.frame_at(random.uniform(0.03, 0.2))
-    power = np.convolve(np.square(heard), np.ones(width * canvas.hop), "same")
-    power = power[np.minimum(np.arange(canvas.frames) * canvas.hop, canvas.length - 1)]
-    shut = power <= np.quantile(power, random.uniform(0.05, 0.4))
-    level = -float(random.choice([10, 20, 40, 70])) * shut
-    return _at_level(canvas, example, level, int(random.choice([1, 2, 5, 12])))
-
-
-def _at_level(canvas: Canvas, example: Example, level_db: Array, width: int) -> Example:
-    level_db = np.convolve(np.pad(level_db, width, mode="edge"), np.ones(width) / width, "same")
-    gain = db(level_db[width:-width])
+    width = int(random.choice([1, 5, 25, 125]))
+    level = np.convolve(np.pad(level, width, mode="edge"), np.ones(width) / width, "same")
+    gain = db(level[width:-width])
     samples = canvas.stretched(gain)
     # The noise's grid has a value for 32 ms, the canvas for 8.
-    power = example.noise.power
-    index = np.minimum(4 * np.arange(power.shape[1]) + 1, canvas.frames - 1)
-    power = (power * gain[index] ** 2).astype(np.float32)
-    return Example(example.sound * samples, Noise(example.noise.waveform * samples, power))
-
-
-def through_codec(random: np.random.Generator, canvas: Canvas, example: Example) -> Example:
-    """Holes where a lossy codec saved bits: the weakest bands of each moment are silent.
-
-    The noise's power stays what it was: beside the holes, that is what is heard.
-    """
-    spectrum = canvas.spectrum(example.sound + example.noise.waveform)
-    level = np.log(np.square(np.abs(spectrum)) + 1e-12)
-    level -= random.uniform(0, 1) * np.log(np.maximum(canvas.frequency, 500) / 500)
-    # Bands of a few hundred Hz, wider above, and moments of 24 to 48 ms.
-    edges, narrow, wide = [0], int(random.integers(3, 9)), random.uniform(0.08, 0.25)
-    while (following := edges[-1] + max(narrow, round(wide * edges[-1]))) < len(level):
-        edges.append(following)
-    long = int(random.integers(3, 7))
-    moments = np.arange(0, canvas.frames, long)
-    size = np.diff([*edges, len(level)])[:, None] * np.diff([*moments, canvas.frames])
-    blocks = np.add.reduceat(np.add.reduceat(level, edges, 0), moments, 1) / size
-    silent = blocks < np.quantile(blocks, random.uniform(0.2, 0.8), 0)
-    silent &= blocks < np.quantile(blocks, random.uniform(0.4, 0.9))
-    gain = np.repeat(1 - silent, np.diff([*moments, canvas.frames]), 1)
-    gain = np.repeat(gain, np.diff([*edges, len(level)]), 0)
-    sound, other = (canvas.filtered(one, gain) for one in (example.sound, example.noise.waveform))
-    return Example(sound, Noise(other, example.noise.power))
+    index = np.minimum(4 * np.arange(other.power.shape[1]) + 1, canvas.frames - 1)
+    power = (other.power * gain[index] ** 2).astype(np.float32)
+    return Example(sound * samples, Noise(other.waveform * samples, power))
 
 
 def _choose(random: np.random.Generator, shares: dict[str, float]) -> str:

@@ -17,7 +17,7 @@ from scipy import signal
 from harmonic_lowering.denoise.mask import LearntMask
 from harmonic_lowering.denoise.mask_network import NOISE_FRAMES, NOISE_ROWS, merge_bins
 
-from .canvas import Array, Canvas, db, log_uniform, rms, unit
+from .canvas import Array, Canvas, db, log_uniform, rms
 from .rooms import colour, in_room
 from .speech import speech
 
@@ -254,53 +254,6 @@ def _crowd(random: np.random.Generator, canvas: Canvas) -> Noise:
     return _outcome(random, canvas, sound)
 
 
-def _engine(random: np.random.Generator, canvas: Canvas) -> Noise:
-    """Engines and wheels: uneven explosions through a body, over what rolls, and clatter.
-
-    Unlike a bass, no two periods are alike, so there are hardly any harmonics.
-    """
-    speed = canvas.curve(random, random.uniform(0.5, 4), random.uniform(0, 0.25))
-    periods = canvas.periods(random, canvas.stretched(np.exp(speed) * log_uniform(random, 6, 60)))
-    uneven = log_uniform(random, 0.03, 0.4)
-    gaps = np.append(np.diff(periods), canvas.sample_rate / 10)
-    places = periods + random.normal(size=len(periods)) * uneven * gaps
-    pulses = canvas.pulses(places, np.exp(random.normal(size=len(places)) * uneven))
-    dark = random.uniform(2, 10) * np.log2(np.maximum(canvas.frequency, 30) / 30)
-    body = db(np.clip(_spectrum(random, canvas) - dark, -80, 40))
-    sound = unit(canvas.filtered(pulses, body * db(_passing(random, canvas))))
-
-    rolls = _spectrum(random, canvas) - random.uniform(0, 1) * dark
-    sound += gaussian(random, canvas, rolls + _passing(random, canvas)).unit().waveform * db(
-        random.uniform(-12, 12)
-    )
-    if random.random() < 0.4:  # rails, doors, loads: groups of blows that come round again
-        sound += _clatter(random, canvas) * db(random.uniform(-15, 3))
-    return _outcome(random, canvas, sound)
-
-
-def _passing(random: np.random.Generator, canvas: Canvas) -> Array:
-    """Level of what drives past, or idles; brighter while it is near, (bins, frames)."""
-    if random.random() < 0.4:
-        return canvas.curve(random, 1.0, random.uniform(0, 2))
-    near, takes = random.uniform(-1, canvas.seconds + 1), log_uniform(random, 0.3, 4)
-    away = np.log2(1 + np.square((canvas.time - near) / takes))
-    octaves = np.log2(np.maximum(canvas.frequency, 125) / 125)
-    return -random.uniform(1, 4) * away - random.uniform(0, 0.6) * octaves * np.minimum(away, 6)
-
-
-def _clatter(random: np.random.Generator, canvas: Canvas) -> Array:
-    every = log_uniform(random, 0.15, 1.5)
-    group = np.cumsum(random.uniform(0.03, 0.25, int(random.integers(1, 5))) * every)
-    when = np.concatenate([start + group for start in np.arange(-1.0, canvas.seconds, every)])
-    when += random.normal(size=len(when)) * 0.02 * every
-    blows = canvas.pulses(when * canvas.sample_rate, np.exp(random.normal(size=len(when)) * 0.5))
-    lasts = np.arange(round(0.3 * canvas.sample_rate)) / canvas.sample_rate
-    rattle = random.standard_normal(len(lasts)) * np.exp(-lasts / log_uniform(random, 0.005, 0.08))
-    struck = signal.fftconvolve(blows, rattle)[: canvas.length]
-    colour_db = np.clip(_spectrum(random, canvas), -80, 40)
-    return unit(canvas.filtered(struck.astype(np.float32), db(colour_db)))
-
-
 def _outcome(random: np.random.Generator, canvas: Canvas, sound: Array) -> Noise:
     """Give a noise whose expectation is not known a colour, and the power that was measured."""
     if random.random() < 0.6:
@@ -318,5 +271,4 @@ KINDS: dict[str, Callable[[np.random.Generator, Canvas], Noise]] = {
     "bubbles": _bubbles,
     "crackle": _crackle,
     "crowd": _crowd,
-    "engine": _engine,
 }
