@@ -204,7 +204,7 @@ def _clicks(
     counts = F.pad(sure.long().cumsum(0), (1, 0))
     far, long = (round(seconds * sample_rate) for seconds in _RISE_S)
     level = F.pad(_level(sound, sample_rate), (far + long, far + long))
-    piece = round(_LEVEL_S * sample_rate)
+    piece = max(1, round(_LEVEL_S * sample_rate))
     beside = torch.arange(far + piece // 2, far + long, piece)
     for share in shares:
         runs = _runs(_closed(error > torch.maximum(_LOW * usual, share * peak), bridge))
