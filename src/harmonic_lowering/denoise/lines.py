@@ -228,10 +228,15 @@ def _constant(phase: Tensor, times: Tensor, bands: Tensor, multiples: Tensor) ->
     step = 2 * math.pi / (4 * float(multiples[-1]) * seconds)
     reach = round(_APART * slope / step)
     offset = torch.arange(-reach, reach + 1).double() * step
-    weight = 1 / frames.beside
-    turn = torch.outer(offset, _middles(frames, times))[:, None] * frames.multiples
-    sums = (torch.polar(weight.expand_as(turn), -turn) * frames.amplitude).sum(2)
-    likely = (sums.abs().square() / weight.sum(1)).log1p().sum(1)
+    turn = torch.outer(offset, _middles(frames, times))
+    likely = torch.zeros_like(offset)
+    # One line after the other: all at once, a minute would take gigabytes.
+    for multiple, amplitude, weight in zip(
+        multiples, frames.amplitude, 1 / frames.beside, strict=True
+    ):
+        angle = -multiple * turn
+        total = torch.polar(torch.ones_like(angle), angle) @ (weight * amplitude)
+        likely += (total.abs().square() / weight.sum()).log1p()
     return (slope + float(offset[likely.argmax()])) * times
 
 
