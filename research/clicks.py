@@ -71,9 +71,7 @@ def main() -> None:
     fetch(sounds, default_cache())
     for rate in options.rates:
         for recording in sounds:
-            clean = load(recording, default_cache(), rate)[: round(options.seconds * rate)].astype(
-                float
-            )
+            clean = load(recording, default_cache(), rate)[: round(options.seconds * rate)]
             random = np.random.default_rng(0)
             line = f"{rate} {recording.kind} {recording.name:12}"
             line += f" clean {score(clean, repaired(clean, rate)):5.1f}"

@@ -13,6 +13,8 @@ smallest. They can be any that the known ones leave open, so everything is exact
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -141,22 +143,21 @@ def _without_clicks(sound: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
     """Return marks on the clicks, and the sound without them."""
     marks = torch.zeros_like(sound, dtype=torch.bool)
     bridge = round(_BRIDGE_S * sample_rate)
-    restored, errors = sound, _errors(sound, sound, sample_rate)
-    high = _threshold(sound, errors, sample_rate)
+    restored, prediction = sound, _Prediction(sound, sound, sample_rate)
+    high = _threshold(prediction)
     # At first the clicks are in the models as well: they hide each other and blur their own ends.
     # Once most are gone, the models tell exactly where the clicks were.
     for _ in range(_PASSES):
-        found = _clicks(restored, errors, _ROUGH, high, sample_rate)
+        found = _clicks(prediction, _ROUGH, high)
         if not bool((found & ~marks).any()):
             break
         marks = _closed(marks | found, bridge)
         restored = _interpolate(sound, restored, marks, found, _QUICK_ORDER_S, sample_rate)
-        errors = _errors(restored, restored, sample_rate)
+        prediction = _Prediction(restored, restored, sample_rate)
     for order_s in _ORDERS_S:
         if not bool(marks.any()):
             return marks, sound
-        errors = _errors(sound, restored, sample_rate)
-        marks = _clicks(restored, errors, _FINE, high, sample_rate)
+        marks = _clicks(_Prediction(sound, restored, sample_rate), _FINE, high)
         restored = _interpolate(sound, restored, marks, marks, order_s, sample_rate)
     return marks, restored
 
@@ -164,36 +165,49 @@ def _without_clicks(sound: Tensor, sample_rate: int) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------ detection
 
 
-class _Errors(NamedTuple):
-    """The error of prediction of each sample, and the usual peaks around it."""
+@dataclass(frozen=True)
+class _Prediction:
+    """How well models that are learnt from `model` predict `sound`, computed when it is asked."""
 
-    error: Tensor
-    usual: Tensor
+    sound: Tensor
+    model: Tensor
+    sample_rate: int
+
+    @cached_property
+    def error(self) -> Tensor:
+        """The error at each sample."""
+        return _prediction_error(self.sound, self.model, self.sample_rate)
+
+    @cached_property
+    def usual(self) -> Tensor:
+        """The usual peaks of the error around each sample, those of `model`."""
+        if self.model is self.sound:
+            own = self.error
+        else:
+            own = _prediction_error(self.model, self.model, self.sample_rate)
+        least = _INAUDIBLE * float(self.sound.abs().max())
+        return _usual_peaks(own, self.sample_rate).clamp_min(least)
+
+    @cached_property
+    def level(self) -> Tensor:
+        """The root mean square of the differences of `model` around each sample."""
+        size = 2 * round(_LEVEL_S * self.sample_rate / 2) + 1
+        power = F.pad(self.model.diff(), (1, 0)).square()
+        return F.avg_pool1d(power[None], size, 1, size // 2, count_include_pad=False)[0].sqrt()
 
 
-def _errors(sound: Tensor, model: Tensor, sample_rate: int) -> _Errors:
-    """Predict `sound` by models that are learnt from `model`, whose peaks are the usual ones."""
-    error = _prediction_error(sound, model, sample_rate)
-    own = error if model is sound else _prediction_error(model, model, sample_rate)
-    least = _INAUDIBLE * float(sound.abs().max())
-    return _Errors(error, _usual_peaks(own, sample_rate).clamp_min(least))
-
-
-def _threshold(sound: Tensor, errors: _Errors, sample_rate: int) -> float:
+def _threshold(prediction: _Prediction) -> float:
     """Return how far a click must exceed the usual peaks: less where there are many."""
-    seconds = len(sound) / sample_rate
+    seconds = len(prediction.sound) / prediction.sample_rate
     for level, least, rate, high in _EVIDENCE:
-        found = _runs(_clicks(sound, errors, _ROUGH, level, sample_rate))
-        if len(found) >= max(least, rate * seconds):
+        if len(_runs(_clicks(prediction, _ROUGH, level))) >= max(least, rate * seconds):
             return high
     return _CERTAIN
 
 
-def _clicks(
-    sound: Tensor, errors: _Errors, shares: tuple[float, ...], high: float, sample_rate: int
-) -> Tensor:
-    """Mark the clicks by the errors that they make; `sound` says where the level rises."""
-    error, usual = errors
+def _clicks(prediction: _Prediction, shares: tuple[float, ...], high: float) -> Tensor:
+    """Mark the clicks by the errors that they make and by where the level rises."""
+    error, usual, sample_rate = prediction.error, prediction.usual, prediction.sample_rate
     sure = error > high * usual
     marks = torch.zeros_like(sure)
     if not bool(sure.any()):
@@ -203,7 +217,7 @@ def _clicks(
     bridge = round(_BRIDGE_S * sample_rate)
     counts = F.pad(sure.long().cumsum(0), (1, 0))
     far, long = (round(seconds * sample_rate) for seconds in _RISE_S)
-    level = F.pad(_level(sound, sample_rate), (far + long, far + long))
+    level = F.pad(prediction.level, (far + long, far + long))
     piece = max(1, round(_LEVEL_S * sample_rate))
     beside = torch.arange(far + piece // 2, far + long, piece)
     for share in shares:
@@ -254,13 +268,6 @@ def _prediction_error(sound: Tensor, model: Tensor, sample_rate: int) -> Tensor:
     error = torch.minimum(*powers).sqrt()
     error[:order] = error[-order:] = 0  # where nothing comes before or after
     return error
-
-
-def _level(sound: Tensor, sample_rate: int) -> Tensor:
-    """Return the root mean square of the differences around each sample."""
-    size = 2 * round(_LEVEL_S * sample_rate / 2) + 1
-    power = F.pad(sound.diff(), (1, 0)).square()
-    return F.avg_pool1d(power[None], size, 1, size // 2, count_include_pad=False)[0].sqrt()
 
 
 def _usual_peaks(error: Tensor, sample_rate: int) -> Tensor:
