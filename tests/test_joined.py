@@ -204,46 +204,27 @@ def test_a_mask_that_is_fitted_removes_more():
     assert sum(gains) > 0.2
 
 
-def test_a_fit_changes_no_other_mask_and_ends_in_time():
-    before = {name: value.clone() for name, value in shipped_mask().network.state_dict().items()}
+def fitted_briefly(seed=0, time_limit=None):
     sound = with_noise(speech(1), 5)[None]
     noise = torch.full((1, 513, LearntMask.transform(RATE).frames(RATE)), 0.01)
+    return fit_mask(
+        shipped_mask(), sound, RATE, noise, torch.zeros(noise.shape[1:]),
+        steps=2, seed=seed, time_limit=time_limit,
+    )  # fmt: skip
+
+
+def test_a_fit_changes_no_other_mask_and_ends_in_time():
+    before = {name: value.clone() for name, value in shipped_mask().network.state_dict().items()}
     for limit in (None, 1e-9):
-        mask = fit_mask(
-            shipped_mask(),
-            sound,
-            RATE,
-            noise,
-            torch.zeros(noise.shape[1:]),
-            steps=2,
-            seed=0,
-            time_limit=limit,
-        )
-        changed = mask.network.state_dict()
+        changed = fitted_briefly(time_limit=limit).network.state_dict()
         assert any(not torch.equal(value, changed[name]) for name, value in before.items())
     for name, value in shipped_mask().network.state_dict().items():
         assert torch.equal(value, before[name])
 
 
 def test_a_fit_is_the_same_again():
-    sound = with_noise(speech(1), 5)[None]
-    noise = torch.full((1, 513, LearntMask.transform(RATE).frames(RATE)), 0.01)
     power = torch.rand(513, 20)
-    gains = [
-        fit_mask(
-            shipped_mask(),
-            sound,
-            RATE,
-            noise,
-            torch.zeros(noise.shape[1:]),
-            steps=2,
-            seed=seed,
-            time_limit=None,
-        )
-        .estimate(power)
-        .gain
-        for seed in (0, 0, 1)
-    ]
+    gains = [fitted_briefly(seed).estimate(power).gain for seed in (0, 0, 1)]
     assert torch.equal(gains[0], gains[1])
     assert not torch.equal(gains[0], gains[2])
 

@@ -73,10 +73,8 @@ class Page:
     """The command at work, in a temporary folder where it can be watched."""
 
     def __init__(self, folder, *words):
-        self.temporary, self.connections = (
-            folder / "t",
-            folder / "connections",
-        )  # sockets: ≤ 107 letters
+        self.temporary = folder / "t"  # short: a socket's path has at most 107 letters
+        self.connections = folder / "connections"
         self.temporary.mkdir()
         (folder / "watch").mkdir()
         (folder / "watch" / "sitecustomize.py").write_text(WATCH)
