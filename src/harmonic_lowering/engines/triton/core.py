@@ -31,6 +31,7 @@ LEAST_CAPABILITY = (8, 0)  # tensor cores that take TF32 and bfloat16
 MEASURED_CAPABILITIES: frozenset[tuple[int, int]] = frozenset()
 
 _REACH = 1 << 31  # elements of one batch item, which the kernels count in 32 bits
+_PACKED_FROM = 1 << 20  # elements of a result from which a weight is packed first
 _TOO_LARGE = "a batch item has 2**31 elements or more"
 _PARTIAL_BYTES = 16 << 20  # of all partial sums of the weight's gradient
 _PROGRAMS_PER_PROCESSOR = 8  # many, because taps differ in live rows
@@ -191,13 +192,13 @@ def weight_grad(
     )  # fmt: skip
     _launch(
         "weight_grad", input.device, (len(partial), *parts), size.num_warps, size.num_stages,
-        input, grad, partial, *table,
+        input, grad, partial, *table[:4],
         len(input), n_frames, input.shape[3], out_channels,
         -(-n_frames // size.frames), depth_tiles, out_tiles,
         *input.stride(), *grad.stride(),
         geometry.stride[1], geometry.dilation, geometry.padding[0],
-        CHANNELS=channels, KERNEL_FRAMES=kernel_frames, PRECISION=_precision(input),
-        DEPTH=size.depth, OUT=size.channels, FRAMES=size.frames,
+        CHANNELS=channels, KERNEL_FRAMES=kernel_frames, BLENDS=table.blends,
+        PRECISION=_precision(input), DEPTH=size.depth, OUT=size.channels, FRAMES=size.frames,
     )  # fmt: skip
     # (g, tap, τ, c, o) → (g·o, c, tap, τ)
     total = partial.sum(0) if len(partial) > 1 else partial[0]
@@ -219,25 +220,40 @@ def _apply(
         source.dtype, precision, channels, out_channels, kernel_frames, span, n_frames,
         moves=stride == spread == 1,
     )  # fmt: skip
-    n_tiles = -(-n_frames // (size.frames - (span - 1 if size.columns else 0)))
+    step, lead = size.frames, 0
+    if size.columns and max(n_frames, source.shape[3]) > size.frames:
+        align = 16 // source.element_size() if _has_aligned_rows(source) else 1
+        lead = -(-padding // align) * align
+        step = (size.frames - span + 1 + padding - lead) // align * align
+    n_tiles = -(-n_frames // step)
     out_tiles = -(-out_channels // size.channels)
-    out_stride, in_stride, tap_stride, frame_stride = weight.stride()
-    group_stride = weight.shape[0] // groups * out_stride
-    if adjoint:
-        out_stride, in_stride = in_stride, out_stride
+    # (group, tap, input, frame, output), so that the outputs of a term lie side by side
+    kernel = weight.unflatten(0, (groups, -1))
+    kernel = kernel.permute(0, 3, 1, 4, 2) if adjoint else kernel.permute(0, 3, 2, 4, 1)
+    if target.numel() >= _PACKED_FROM:
+        kernel = kernel.contiguous()
+    group_stride, tap_stride, in_stride, frame_stride, out_stride = kernel.stride()
     _keep_for_graphs(table)
     _launch(
         "apply", source.device, (len(target) * target.shape[2] * n_tiles, groups * out_tiles),
         size.num_warps, size.num_stages,
-        source, weight, None if bias is None else bias.resolve_neg().contiguous(), target, *table,
+        source, kernel, None if bias is None else bias.resolve_neg().contiguous(), target,
+        *table[:4],
         target.shape[2], n_frames, source.shape[3], out_channels, n_tiles, out_tiles,
         *source.stride(), *target.stride(),
         group_stride, out_stride, in_stride, tap_stride, frame_stride,
         stride, spread, geometry.dilation, padding,
         CHANNELS=channels, KERNEL_FRAMES=kernel_frames, FLIP=adjoint, HAS_BIAS=bias is not None,
-        PRECISION=precision, COLUMNS=size.columns, FRAMES=size.frames, OUT=size.channels,
-        DEPTH=size.depth, N_COLUMNS=1 << (kernel_frames - 1).bit_length(),
+        BLENDS=table.blends, PRECISION=precision, COLUMNS=size.columns, FRAMES=size.frames,
+        STEP=step, LEAD=lead, OUT=size.channels, DEPTH=size.depth, N_COLUMNS=1 << (kernel_frames - 1).bit_length(),
     )  # fmt: skip
+
+
+def _has_aligned_rows(source: Tensor) -> bool:
+    """Return whether frames lie side by side, and every row of them begins at 16 bytes."""
+    _, *strides, frame_stride = source.stride()
+    size = source.element_size()
+    return frame_stride == 1 and all(stride * size % 16 == 0 for stride in strides)
 
 
 def _launch(

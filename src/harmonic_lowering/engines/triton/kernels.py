@@ -14,8 +14,7 @@ __all__ = ["apply", "weight_grad"]
 
 # Sizes for which Triton is not to compile again, although they are 1 or multiples of 16.
 _SIZES = [
-    "target_rows", "target_frames", "source_frames", "grad_frames", "out_channels", "batch",
-    "n_tiles", "depth_tiles", "out_tiles", "padding",
+    "target_rows", "out_channels", "batch", "n_tiles", "depth_tiles", "out_tiles", "padding",
 ]  # fmt: skip
 
 
@@ -29,9 +28,9 @@ def apply(
     weight_group, weight_out, weight_in, weight_tap, weight_frame,  # … to here
     stride, spread, dilation, padding,
     CHANNELS: tl.constexpr, KERNEL_FRAMES: tl.constexpr, FLIP: tl.constexpr,
-    HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,
-    COLUMNS: tl.constexpr, FRAMES: tl.constexpr, OUT: tl.constexpr, DEPTH: tl.constexpr,
-    N_COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, BLENDS: tl.constexpr, PRECISION: tl.constexpr,
+    COLUMNS: tl.constexpr, FRAMES: tl.constexpr, STEP: tl.constexpr, LEAD: tl.constexpr,
+    OUT: tl.constexpr, DEPTH: tl.constexpr, N_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Compute one target row of one batch item: some frames, some output channels of a group.
 
@@ -43,7 +42,8 @@ def apply(
     The sums over pairs, τ and c are one sum, of DEPTH terms a step. COLUMNS takes τ out of it:
     each source frame is multiplied by all kernel columns at once, and the columns' results are
     shifted in time and added at the end, because a shift commutes with the other sums. So a row is
-    read and blended once, not K_t times; the first frames of a tile lack columns and are lost.
+    read and blended once, not K_t times. A tile then reads FRAMES frames, LEAD of them before its
+    own STEP.
     """
     # ---- which part of the target this program owns
     part = tl.program_id(0)
@@ -52,18 +52,20 @@ def apply(
     item = (part // n_tiles // target_rows).to(tl.int64)
     group = (tl.program_id(1) // out_tiles).to(tl.int64)
     o = tl.program_id(1) % out_tiles * OUT + tl.arange(0, OUT)
+    i = tl.arange(0, FRAMES)
+    t = tile * STEP + i
     if COLUMNS:
-        t = tile * (FRAMES - (KERNEL_FRAMES - 1) * dilation) + tl.arange(0, FRAMES)
         n = tl.arange(0, N_COLUMNS * OUT)
         column = n // OUT
         out = tl.program_id(1) % out_tiles * OUT + n % OUT
         acc = tl.full((FRAMES, N_COLUMNS * OUT), 0.0, tl.float32)
         period: tl.constexpr = CHANNELS
     else:
-        t = tile * FRAMES + tl.arange(0, FRAMES)
         out = o
         acc = tl.full((FRAMES, OUT), 0.0, tl.float32)
         period: tl.constexpr = CHANNELS * KERNEL_FRAMES
+    # Whether all terms of a step have the pair and the kernel column in common.
+    ALIKE: tl.constexpr = CHANNELS % DEPTH == 0
     source += item * source_batch + group * CHANNELS * source_channel
     weight += group * weight_group
 
@@ -71,63 +73,82 @@ def apply(
     begin = tl.load(pointer + f)
     total = (tl.load(pointer + f + 1) - begin) * period
     for start in range(0, total, DEPTH):
-        q = start + tl.arange(0, DEPTH)
-        live = q < total
-        pair = begin + q // period
-        c = q % CHANNELS
-        first = tl.load(row + 2 * pair, mask=live, other=-1)
-        second = tl.load(row + 2 * pair + 1, mask=live, other=-1)
-        first_share = tl.load(share + 2 * pair, mask=live, other=0.0)
-        second_share = tl.load(share + 2 * pair + 1, mask=live, other=0.0)
-        j = tl.load(tap + pair, mask=live, other=0)
-        if COLUMNS:
-            frame = t[:, None] - padding
-            k = tl.where(FLIP, KERNEL_FRAMES - 1 - column, column)[None, :]
-            real = live[:, None] & (column < KERNEL_FRAMES)[None, :]
+        if ALIKE:
+            pair = begin + start // period
+            tau = start % period // CHANNELS
+            c = start % CHANNELS + tl.arange(0, DEPTH)
+            first = tl.load(row + 2 * pair)
+            j = tl.load(tap + pair)
+            readable = (c >= 0)[None, :]
         else:
+            q = start + tl.arange(0, DEPTH)
+            pair = begin + q // period
             tau = q % period // CHANNELS
-            frame = t[:, None] * stride + (tau * dilation - padding)[None, :]
-            k = tl.where(FLIP, KERNEL_FRAMES - 1 - tau, tau)[:, None]
-            real = live[:, None]
-        inside = (frame >= 0) & (frame < source_frames * spread)
-        if not COLUMNS:
+            c = q % CHANNELS
+            first = tl.load(row + 2 * pair, mask=q < total, other=-1)
+            j = tl.load(tap + pair, mask=q < total, other=0)
+            readable = (first >= 0)[None, :]
+        if COLUMNS:
+            frame = t[:, None] - LEAD
+            k = tl.where(FLIP, KERNEL_FRAMES - 1 - column, column)[None, :]
+            real = readable.trans(1, 0) & (column < KERNEL_FRAMES)[None, :]
+            inside = (frame >= 0) & (frame < source_frames)
+        else:
+            later = tau * dilation - padding
+            if not ALIKE:
+                later = later[None, :]
+            frame = t[:, None] * stride + later
+            k = tl.where(FLIP, KERNEL_FRAMES - 1 - tau, tau)
+            if not ALIKE:
+                k = k[:, None]
+            real = readable.trans(1, 0)
+            inside = (frame >= 0) & (frame < source_frames * spread)
             inside = inside & (frame % spread == 0)
             frame = frame // spread
         place = source + c[None, :] * source_channel + frame * source_frame
-        below = tl.load(
-            place + first[None, :] * source_row, mask=inside & (first >= 0)[None, :], other=0.0
-        )
-        above = tl.load(
-            place + second[None, :] * source_row, mask=inside & (second >= 0)[None, :], other=0.0
-        )
-        # Blended in float32: the 8 bits of a half type would round the shares.
-        blend = below.to(tl.float32) * first_share[None, :]
-        blend += above.to(tl.float32) * second_share[None, :]
+        step = first * source_row
+        if not ALIKE:
+            step = step[None, :]
+        terms = tl.load(place + step, mask=inside & readable, other=0.0)
+        if BLENDS:
+            # In float32: the 8 bits of a half type would round the shares.
+            if ALIKE:
+                second = tl.load(row + 2 * pair + 1)
+                above = tl.load(place + second * source_row, mask=inside & (second >= 0), other=0.0)
+                blend = terms.to(tl.float32) * tl.load(share + 2 * pair)
+                blend += above.to(tl.float32) * tl.load(share + 2 * pair + 1)
+            else:
+                second = tl.load(row + 2 * pair + 1, mask=q < total, other=-1)
+                first_share = tl.load(share + 2 * pair, mask=q < total, other=0.0)
+                second_share = tl.load(share + 2 * pair + 1, mask=q < total, other=0.0)
+                above = tl.load(
+                    place + (second * source_row)[None, :],
+                    mask=inside & (second >= 0)[None, :], other=0.0,
+                )  # fmt: skip
+                blend = terms.to(tl.float32) * first_share[None, :]
+                blend += above.to(tl.float32) * second_share[None, :]
+            terms = blend.to(source.dtype.element_ty)
+        place = c * weight_in + j * weight_tap
         kernel = tl.load(
-            weight
-            + (j * weight_tap + c * weight_in)[:, None]
-            + k * weight_frame
-            + out[None, :] * weight_out,
+            weight + place[:, None] + k * weight_frame + out[None, :] * weight_out,
             mask=real & (out < out_channels)[None, :],
             other=0.0,
         )
-        acc = tl.dot(blend.to(kernel.dtype), kernel, acc, input_precision=PRECISION)
+        acc = tl.dot(terms, kernel, acc, input_precision=PRECISION)
 
     # ---- the target
-    written = t < target_frames
     if COLUMNS:
-        i = tl.arange(0, FRAMES)
-        later = tl.minimum(i[:, None] + column[None, :] * dilation, FRAMES - 1)
-        acc = tl.gather(acc, later, 0)
-        # the columns that fill up a power of two: zero times an infinity is none of their business
-        acc = tl.where((column < KERNEL_FRAMES)[None, :], acc, 0.0)
+        later = i[:, None] + (column * dilation - padding + LEAD)[None, :]
+        found = (later >= 0) & (later < FRAMES) & (column < KERNEL_FRAMES)[None, :]
+        acc = tl.gather(acc, tl.minimum(tl.maximum(later, 0), FRAMES - 1), 0)
+        acc = tl.where(found, acc, 0.0)
         acc = tl.sum(tl.reshape(acc, (FRAMES, N_COLUMNS, OUT)), 1)
-        written = written & (i < FRAMES - (KERNEL_FRAMES - 1) * dilation)
     if HAS_BIAS:
         place = bias + group * out_channels + o
         acc += tl.load(place, mask=o < out_channels, other=0.0).to(tl.float32)[None, :]
     target += item * target_batch + group * out_channels * target_channel
     target += f.to(tl.int64) * target_row
+    written = (t < target_frames) & (i < STEP)
     tl.store(
         target + t[:, None] * target_frame + o[None, :] * target_channel,
         acc.to(target.dtype.element_ty),
@@ -143,8 +164,8 @@ def weight_grad(
     source_batch, source_channel, source_row, source_frame,  # strides
     grad_batch, grad_channel, grad_row, grad_frame,
     stride, dilation, padding,
-    CHANNELS: tl.constexpr, KERNEL_FRAMES: tl.constexpr, PRECISION: tl.constexpr,
-    DEPTH: tl.constexpr, OUT: tl.constexpr, FRAMES: tl.constexpr,
+    CHANNELS: tl.constexpr, KERNEL_FRAMES: tl.constexpr, BLENDS: tl.constexpr,
+    PRECISION: tl.constexpr, DEPTH: tl.constexpr, OUT: tl.constexpr, FRAMES: tl.constexpr,
 ):  # fmt: skip
     """Sum a tap's share of the weight's gradient over some of its rows and batch items.
 
@@ -175,26 +196,28 @@ def weight_grad(
         pair = begin + number % n_pairs
         t = step % n_tiles * FRAMES + tl.arange(0, FRAMES)
         first = tl.load(row + 2 * pair)
-        second = tl.load(row + 2 * pair + 1)
         frame = t[None, :] * stride + (tau * dilation - padding)[:, None]
         inside = (frame >= 0) & (t < grad_frames)[None, :]
         inside = inside & (q < CHANNELS * KERNEL_FRAMES)[:, None]
         place = source + item * source_batch + c[:, None] * source_channel + frame * source_frame
-        below = tl.load(
+        terms = tl.load(
             place + first * source_row, mask=inside & (frame < source_frames), other=0.0
         )
-        # a frame below none, where there is no second row
-        limit = tl.where(second >= 0, source_frames, 0)
-        above = tl.load(place + second * source_row, mask=inside & (frame < limit), other=0.0)
-        blend = below.to(tl.float32) * tl.load(share + 2 * pair)
-        blend += above.to(tl.float32) * tl.load(share + 2 * pair + 1)
+        if BLENDS:
+            second = tl.load(row + 2 * pair + 1)
+            # a frame below none, where there is no second row
+            limit = tl.where(second >= 0, source_frames, 0)
+            above = tl.load(place + second * source_row, mask=inside & (frame < limit), other=0.0)
+            blend = terms.to(tl.float32) * tl.load(share + 2 * pair)
+            blend += above.to(tl.float32) * tl.load(share + 2 * pair + 1)
+            terms = blend.to(source.dtype.element_ty)
         place = grad + item * grad_batch + tl.load(target + pair) * grad_row
         given = tl.load(
             place + t[:, None] * grad_frame + o[None, :] * grad_channel,
             mask=(t < grad_frames)[:, None] & (o < out_channels)[None, :],
             other=0.0,
         )
-        acc = tl.dot(blend.to(given.dtype), given, acc, input_precision=PRECISION)
+        acc = tl.dot(terms, given, acc, input_precision=PRECISION)
 
     n_taps = tl.num_programs(1) // depth_tiles
     n_groups = tl.num_programs(2) // out_tiles

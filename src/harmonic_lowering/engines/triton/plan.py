@@ -34,6 +34,7 @@ class Pairs(NamedTuple):
     other: Tensor
     row: Tensor
     share: Tensor
+    blends: bool  # whether a pair is more than one row as it is
 
 
 def _on_device(
@@ -47,7 +48,8 @@ def _on_device(
     @byte_bounded_cache
     def cached(taps: FrequencyTaps, device: torch.device, n_bins: int, stride: int) -> Pairs:
         with making_constants():
-            return Pairs(*(table.to(device) for table in build(taps, n_bins, stride)))
+            *tables, blends = build(taps, n_bins, stride)
+            return Pairs(*(table.to(device) for table in tables), blends)
 
     return wraps(build)(cached)
 
@@ -72,6 +74,9 @@ def pairs_of_adjoint(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
                 readers.setdefault((row, tap), []).append((target, share))
     found: list[Pair] = []
     for (row, tap), reads in readers.items():
+        if all(share == 1 for _, share in reads):
+            found += [(row, tap, read, _NOTHING) for read in reads]
+            continue
         for first, second in zip(reads[::2], [*reads[1::2], _NOTHING], strict=False):
             found.append((row, tap, first, second))
     return _table(found, n_bins)
@@ -105,6 +110,7 @@ def _table(found: Iterable[Pair], n: int) -> Pairs:
         torch.tensor([pair[1] for pair in ordered], dtype=torch.int32),
         torch.tensor([row for row, _ in reads], dtype=torch.int32),
         torch.tensor([share for _, share in reads], dtype=torch.float32),
+        any(row >= 0 for row, _ in reads[1::2]) or any(share != 1 for _, share in reads[::2]),
     )
 
 
