@@ -48,9 +48,11 @@ def launches(kernel, channels, dtype, last, options):
     """Return the launches of one training step: (name, arguments, options)."""
     found = []
 
-    def record(name, device, grid, num_warps, num_stages, *arguments, **constants):
-        options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-        found.append((name, arguments, constants, options))
+    def record(name, device, launch, table, *tensors):
+        constants = dict(launch.constants)
+        options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
+        arguments = (*tensors, *table[:4], *launch.numbers)
+        found.append((name, arguments, constants, {**options, "enable_fp_fusion": True}))
 
     core._launch = record
     core._unsupported_machine = core._unsupported_device = lambda *device: None
@@ -112,9 +114,10 @@ def main(capabilities, chosen):
                 target = GPUTarget("cuda", int(capability), 32)
                 compiled = triton.compile(source(name, arguments, constants), target, launch)
                 tensor_cores = bool(re.search(r"(wgmma|mma\.sync|tcgen05)", compiled.asm["ptx"]))
+                mixed = constants["CHANNELS"] < constants["DEPTH"] if name == "apply" else None
                 line = {
-                    "call": what, "kernel": name, "capability": capability,
-                    "columns": constants.get("COLUMNS"), "tensor_cores": tensor_cores,
+                    "call": what, "kernel": name, "capability": capability, "mixed": mixed,
+                    "tensor_cores": tensor_cores,
                     "shared": compiled.metadata.shared, **usage(compiled.asm["cubin"]), **launch,
                 }  # fmt: skip
                 print(json.dumps(line), flush=True)

@@ -12,7 +12,7 @@ import operator
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -464,8 +464,7 @@ def _convolve_recorded(
 _geometry_from_text = _torch.constant_object(Geometry.from_operator_arguments)
 
 
-Convolution = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]
-_passed: dict[tuple[object, ...], Convolution] = {}
+_passed: dict[tuple[object, ...], engines.Convolution] = {}
 _MOST_SIGNATURES = 4096
 
 

@@ -37,6 +37,9 @@ __all__ = [
 ]
 
 
+Convolution = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]
+
+
 class Engine(Protocol):
     """What an engine is."""
 
@@ -130,16 +133,16 @@ _HALF = (torch.bfloat16, torch.float16)
 
 def engine_of_a_call(
     engine: str, input: Tensor, weight: Tensor, bias: Tensor | None, taps: FrequencyTaps
-) -> Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]:
+) -> Convolution:
     """Return the function of the engine that `choose` chooses.
 
-    For the core that is its shortest way, where nothing can stand in it for tensors like these.
+    For kernels that is their shortest way, where nothing can stand in it for tensors like these.
     """
     name = choose(engine, input, weight, bias, taps).engine
     tensors = (input, weight) if bias is None else (input, weight, bias)
     is_ordinary = is_plain_call(*tensors) and not _torch.may_be_autocasting()
-    if name == "native" and is_ordinary and native.unsupported_reason(*tensors) is None:
-        return native.convolve_plain
-    if name == "triton" and engine == "auto":
-        return triton.convolve_or_stock
-    return ENGINES[name].convolve
+    convolution: Convolution = ENGINES[name].convolve
+    for kernels in (native, triton):
+        if kernels is ENGINES[name] and is_ordinary and not kernels.unsupported_reason(*tensors):
+            convolution = kernels.convolve_plain
+    return triton.or_stock(convolution) if name == "triton" and engine == "auto" else convolution

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, lru_cache
+from math import prod
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ __all__ = [
     "unsupported_reason", "weight_grad",
 ]  # fmt: skip
 
+Shape = tuple[int, ...]  # or strides
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)  # tensor cores that take TF32 and bfloat16
 
@@ -31,7 +34,10 @@ LEAST_CAPABILITY = (8, 0)  # tensor cores that take TF32 and bfloat16
 MEASURED_CAPABILITIES: frozenset[tuple[int, int]] = frozenset()
 
 _REACH = 1 << 31  # elements of one batch item, which the kernels count in 32 bits
-_PACKED_FROM = 1 << 20  # elements of a result from which a weight is packed first
+_PACKED_FROM = (
+    1 << 20
+)  # elements of a result, from which packing the weight costs less than it saves
+_CHANNELS_IN_A_PIECE = 16  # whole vectors of every dtype
 _TOO_LARGE = "a batch item has 2**31 elements or more"
 _PARTIAL_BYTES = 16 << 20  # of all partial sums of the weight's gradient
 _PROGRAMS_PER_PROCESSOR = 8  # many, because taps differ in live rows
@@ -40,7 +46,10 @@ _in_graphs: list[plan.Pairs] = []  # tables that a captured CUDA graph reads for
 
 
 class CannotRunError(NotImplementedError):
-    """The kernels do not run here; another engine may."""
+    """The kernels do not run here, for a reason; another engine may."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"engine 'triton' cannot run: {reason}; or use engine='auto'")
 
 
 # -------------------------------------------------------------------- where they run
@@ -60,7 +69,7 @@ def unsupported_reason(*tensors: Tensor) -> str | None:
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         names = sorted(str(dtype) for dtype in dtypes)
         return f"it takes one of {[str(d) for d in DTYPES]}, the same for all, got {names}"
-    if any(_reach(tensor) >= _REACH for tensor in tensors):
+    if any(_reach(tensor.shape, tensor.stride()) >= _REACH for tensor in tensors):
         return _TOO_LARGE
     return None
 
@@ -133,10 +142,9 @@ def _capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
-def _reach(tensor: Tensor) -> int:
+def _reach(shape: Shape, stride: Shape) -> int:
     """Return how far apart the elements of a batch item lie in memory."""
-    sizes, strides = tensor.shape[1:], tensor.stride()[1:]
-    return sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    return sum((n - 1) * step for n, step in zip(shape[1:], stride[1:], strict=True))
 
 
 # -------------------------------------------------------------------- calls
@@ -150,116 +158,167 @@ def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
         device=input.device,
         memory_format=memory_format(input, weight),
     )
-    if _reach(result) >= _REACH:
-        raise CannotRunError(f"engine 'triton' cannot run: {_TOO_LARGE}; or use engine='auto'")
     table = plan.pairs(geometry.taps, input.device, input.shape[2], geometry.stride[0])
-    _apply(
-        input, weight, bias, result, table, geometry,
-        stride=geometry.stride[1], spread=1, padding=geometry.padding[0], adjoint=False,
-    )  # fmt: skip
+    _apply(input, weight, bias, result, table, geometry, adjoint=False)
     return result
 
 
 def input_grad(grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor) -> None:
     """Compute the input's gradient: the output's, through the flipped kernel and P_jᵀ."""
     table = plan.pairs_of_adjoint(geometry.taps, grad.device, result.shape[2], geometry.stride[0])
-    padding = geometry.span(weight.shape[3]) - 1 - geometry.padding[0]
-    _apply(
-        grad, weight, None, result, table, geometry,
-        stride=1, spread=geometry.stride[1], padding=padding, adjoint=True,
-    )  # fmt: skip
+    _apply(grad, weight, None, result, table, geometry, adjoint=True)
 
 
 def weight_grad(
     input: Tensor, grad: Tensor, geometry: Geometry, result: Tensor, bias: Tensor | None
 ) -> None:
     """Compute the weight's gradient, and the bias's if there is a tensor for it."""
-    input, grad = input.resolve_neg(), grad.resolve_neg()
-    out_channels, channels, n_taps, kernel_frames = result.shape
-    groups = geometry.groups
-    out_channels //= groups
-    n_frames = grad.shape[3]
-    size = plan.grad_tiles(input.dtype, channels, out_channels, kernel_frames, n_frames)
-    depth_tiles = -(-channels * kernel_frames // size.depth)
-    out_tiles = -(-out_channels // size.channels)
-    parts = (n_taps * depth_tiles, groups * out_tiles)
     table = plan.pairs_by_tap(geometry.taps, input.device, input.shape[2], geometry.stride[0])
-    _keep_for_graphs(table)
+    source, given = _as_read(input, table), _as_read(grad, table)
+    launch = _weight_grad_launch(
+        geometry, _precision(source), source.device, result.shape, source.shape, source.stride(),
+        given.shape, given.stride(), table.blends,
+    )  # fmt: skip
+    groups, (channels, n_taps, kernel_frames) = geometry.groups, result.shape[1:]
     partial = torch.empty(
-        (_n_splits(input, result.numel(), parts), groups, n_taps, kernel_frames, channels,
-         out_channels),
-        dtype=torch.float32, device=input.device,
+        (launch.grid[0], groups, n_taps, kernel_frames, channels, len(result) // groups),
+        dtype=torch.float32, device=source.device,
     )  # fmt: skip
-    _launch(
-        "weight_grad", input.device, (len(partial), *parts), size.num_warps, size.num_stages,
-        input, grad, partial, *table[:4],
-        len(input), n_frames, input.shape[3], out_channels,
-        -(-n_frames // size.frames), depth_tiles, out_tiles,
-        *input.stride(), *grad.stride(),
-        geometry.stride[1], geometry.dilation, geometry.padding[0],
-        CHANNELS=channels, KERNEL_FRAMES=kernel_frames, BLENDS=table.blends,
-        PRECISION=_precision(input), DEPTH=size.depth, OUT=size.channels, FRAMES=size.frames,
-    )  # fmt: skip
-    # (g, tap, τ, c, o) → (g·o, c, tap, τ)
-    total = partial.sum(0) if len(partial) > 1 else partial[0]
-    result.copy_(total.permute(0, 4, 3, 1, 2).reshape(result.shape))
+    _launch("weight_grad", source.device, launch, table, source, given, partial)
+    # (part, g, tap, τ, c, o) → (g, o, c, tap, τ)
+    parts, total = partial.permute(0, 1, 5, 4, 2, 3), _by_group(result, groups)
+    if total.dtype == torch.float32:
+        torch.sum(parts, 0, out=total)
+    else:
+        total.copy_(parts.sum(0))
     if bias is not None:
         bias.copy_(grad.sum((0, 2, 3)))
 
 
 def _apply(
     source: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, table: plan.Pairs,
-    geometry: Geometry, *, stride: int, spread: int, padding: int, adjoint: bool,
+    geometry: Geometry, *, adjoint: bool,
 ) -> None:  # fmt: skip
-    source, weight = source.resolve_neg(), weight.resolve_neg()
-    groups, kernel_frames = geometry.groups, weight.shape[3]
-    channels, out_channels = source.shape[1] // groups, target.shape[1] // groups
-    precision, n_frames = _precision(source), target.shape[3]
-    span = geometry.span(kernel_frames)
-    size = plan.tiles(
-        source.dtype, precision, channels, out_channels, kernel_frames, span, n_frames,
-        moves=stride == spread == 1,
-    )  # fmt: skip
-    step, lead = size.frames, 0
-    if size.columns and max(n_frames, source.shape[3]) > size.frames:
-        align = 16 // source.element_size() if _has_aligned_rows(source) else 1
-        lead = -(-padding // align) * align
-        step = (size.frames - span + 1 + padding - lead) // align * align
-    n_tiles = -(-n_frames // step)
-    out_tiles = -(-out_channels // size.channels)
-    # (group, tap, input, frame, output), so that the outputs of a term lie side by side
-    kernel = weight.unflatten(0, (groups, -1))
-    kernel = kernel.permute(0, 3, 1, 4, 2) if adjoint else kernel.permute(0, 3, 2, 4, 1)
+    source, weight = _as_read(source, table), weight.resolve_neg()
+    weight = _by_group(weight, geometry.groups)
     if target.numel() >= _PACKED_FROM:
-        kernel = kernel.contiguous()
-    group_stride, tap_stride, in_stride, frame_stride, out_stride = kernel.stride()
-    _keep_for_graphs(table)
-    _launch(
-        "apply", source.device, (len(target) * target.shape[2] * n_tiles, groups * out_tiles),
-        size.num_warps, size.num_stages,
-        source, kernel, None if bias is None else bias.resolve_neg().contiguous(), target,
-        *table[:4],
-        target.shape[2], n_frames, source.shape[3], out_channels, n_tiles, out_tiles,
-        *source.stride(), *target.stride(),
-        group_stride, out_stride, in_stride, tap_stride, frame_stride,
-        stride, spread, geometry.dilation, padding,
-        CHANNELS=channels, KERNEL_FRAMES=kernel_frames, FLIP=adjoint, HAS_BIAS=bias is not None,
-        BLENDS=table.blends, PRECISION=precision, COLUMNS=size.columns, FRAMES=size.frames,
-        STEP=step, LEAD=lead, OUT=size.channels, DEPTH=size.depth, N_COLUMNS=1 << (kernel_frames - 1).bit_length(),
+        weight = _packed(weight, adjoint=adjoint)
+    launch = _apply_launch(
+        geometry, _precision(source), source.shape, source.stride(), weight.shape, weight.stride(),
+        target.shape, target.stride(), adjoint, bias is not None, table.blends,
+    )  # fmt: skip
+    bias = None if bias is None else bias.resolve_neg().contiguous()
+    _launch("apply", source.device, launch, table, source, weight, bias, target)
+
+
+class _Launch(NamedTuple):
+    """All of a launch but its tensors."""
+
+    grid: tuple[int, ...]
+    numbers: tuple[int, ...]
+    constants: dict[str, Any]  # what a kernel is compiled for
+
+
+@lru_cache(maxsize=1024)  # small calls cost their launches
+def _apply_launch(
+    geometry: Geometry, precision: str, source: Shape, source_stride: Shape, weight: Shape,
+    weight_stride: Shape, target: Shape, target_stride: Shape, adjoint: bool, has_bias: bool,
+    blends: bool,
+) -> _Launch:  # fmt: skip
+    _check_reach((source, source_stride), (target, target_stride))
+    groups, kernel_frames, n_frames = geometry.groups, weight[-1], target[3]
+    channels, out_channels = source[1] // groups, target[1] // groups
+    size = plan.tiles(precision, channels, out_channels, n_frames)
+    n_tiles = -(-n_frames // size.frames)
+    out_tiles = -(-out_channels // size.channels)
+    of_group, of_output, of_input, of_tap, of_frame = weight_stride
+    padding, (stride, spread) = geometry.padding[0], (geometry.stride[1], 1)
+    if adjoint:
+        of_output, of_input = of_input, of_output
+        padding = geometry.span(kernel_frames) - 1 - padding
+        stride, spread = spread, stride
+    return _Launch(
+        (target[0] * target[2] * n_tiles, groups * out_tiles),
+        (
+            target[2], n_frames, source[3], out_channels, n_tiles, out_tiles,
+            *source_stride, *target_stride, of_group, of_output, of_input, of_tap, of_frame,
+            stride, spread, geometry.dilation, padding,
+        ),
+        {
+            "CHANNELS": channels, "KERNEL_FRAMES": kernel_frames, "FLIP": adjoint,
+            "HAS_BIAS": has_bias, "BLENDS": blends, "PRECISION": precision,
+            "FRAMES": size.frames, "OUT": size.channels, "DEPTH": size.depth,
+            "num_warps": size.num_warps, "num_stages": size.num_stages,
+        },
     )  # fmt: skip
 
 
-def _has_aligned_rows(source: Tensor) -> bool:
-    """Return whether frames lie side by side, and every row of them begins at 16 bytes."""
-    _, *strides, frame_stride = source.stride()
-    size = source.element_size()
-    return frame_stride == 1 and all(stride * size % 16 == 0 for stride in strides)
+@lru_cache(maxsize=1024)
+def _weight_grad_launch(
+    geometry: Geometry, precision: str, device: torch.device, weight: Shape, source: Shape,
+    source_stride: Shape, grad: Shape, grad_stride: Shape, blends: bool,
+) -> _Launch:  # fmt: skip
+    _check_reach((source, source_stride), (grad, grad_stride))
+    groups, (channels, n_taps, kernel_frames) = geometry.groups, weight[1:]
+    out_channels, n_frames = weight[0] // groups, grad[3]
+    size = plan.grad_tiles(precision, channels, out_channels, kernel_frames, n_frames)
+    depth_tiles = -(-channels * kernel_frames // size.depth)
+    out_tiles = -(-out_channels // size.channels)
+    programs = (n_taps * depth_tiles, groups * out_tiles)
+    # in how many parts the sum is divided: enough for every processor
+    n_parts = -(-_programs_wanted(device) // prod(programs))
+    most = min(source[0] * source[2], _PARTIAL_BYTES // (4 * max(1, prod(weight))))
+    return _Launch(
+        (max(1, min(n_parts, most)), *programs),
+        (
+            source[0], n_frames, source[3], out_channels,
+            -(-n_frames // size.frames), depth_tiles, out_tiles, *source_stride, *grad_stride,
+            geometry.stride[1], geometry.dilation, geometry.padding[0],
+        ),
+        {
+            "CHANNELS": channels, "KERNEL_FRAMES": kernel_frames, "BLENDS": blends,
+            "PRECISION": precision, "DEPTH": size.depth, "OUT": size.channels,
+            "FRAMES": size.frames,
+            "num_warps": size.num_warps, "num_stages": size.num_stages,
+        },
+    )  # fmt: skip
+
+
+def _programs_wanted(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2
+    return _PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _as_read(tensor: Tensor, table: plan.Pairs) -> Tensor:
+    """Return a tensor as the kernels read it: a copy in channels-last format if rows are blended.
+
+    There 16 bytes are channels of one frame, which every kernel column and tap reads in one piece.
+    With frames side by side, each column begins elsewhere, and Triton reads number by number.
+    """
+    tensor = tensor.resolve_neg()
+    if table.blends and tensor.shape[1] >= _CHANNELS_IN_A_PIECE and tensor.stride(1) != 1:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
+    return weight.view(groups, len(weight) // groups, *weight.shape[1:])
+
+
+def _packed(weight: Tensor, *, adjoint: bool) -> Tensor:
+    """Return a copy in which what the outputs take of one term of the sum lies side by side.
+
+    A weight is (group, out, in, tap, frame) here; the adjoint sums over the outputs.
+    """
+    if adjoint:
+        return weight.permute(0, 3, 1, 4, 2).contiguous().permute(0, 2, 4, 1, 3)
+    return weight.permute(0, 3, 2, 4, 1).contiguous().permute(0, 4, 2, 1, 3)
 
 
 def _launch(
-    name: str, device: torch.device, grid: tuple[int, ...], num_warps: int, num_stages: int,
-    *arguments: Any, **constants: Any,
-) -> None:  # fmt: skip
+    name: str, device: torch.device, launch: _Launch, table: plan.Pairs, *tensors: Tensor | None
+) -> None:
     """Launch a kernel; what keeps Triton from compiling it is remembered.
 
     Raises
@@ -267,15 +326,17 @@ def _launch(
     CannotRunError
         If it does not compile, or the card refuses it.
     """
-    if 0 in grid:
+    if 0 in launch.grid:
         return
+    if reason := _failures.get(device):
+        raise CannotRunError(reason)
+    _keep_for_graphs(table)
     try:
-        kernel = getattr(_kernels(), name)
         with _device(device):
             # Fused multiply-adds are Triton's default, which it warns that it will change.
-            kernel[grid](
-                *arguments, **constants, num_warps=num_warps, num_stages=num_stages,
-                enable_fp_fusion=True,
+            getattr(_kernels(), name)[launch.grid](
+                *tensors, table.pointer, table.other, table.row, table.share, *launch.numbers,
+                **launch.constants, enable_fp_fusion=True,
             )  # fmt: skip
     except Exception as error:  # Triton, its assembler, a C compiler, the driver: anything
         if isinstance(error, torch.OutOfMemoryError):
@@ -288,12 +349,15 @@ def _launch(
         raise CannotRunError(_failures[device]) from error
 
 
+@cache
 def _kernels() -> ModuleType:
     return importlib.import_module(f"{__package__}.kernels")
 
 
 def _device(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda" or torch.cuda.current_device() == device.index:
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def _precision(tensor: Tensor) -> str:
@@ -303,14 +367,9 @@ def _precision(tensor: Tensor) -> str:
     return "tf32" if _torch.allows_tf32_in_convolutions() else "tf32x3"
 
 
-def _n_splits(input: Tensor, weight_size: int, parts: tuple[int, int]) -> int:
-    """Return in how many parts the weight's gradient is summed: enough for every processor."""
-    wanted = 2
-    if input.device.type == "cuda":
-        processors = torch.cuda.get_device_properties(input.device).multi_processor_count
-        wanted = -(-_PROGRAMS_PER_PROCESSOR * processors // (parts[0] * parts[1]))
-    most = min(len(input) * input.shape[2], _PARTIAL_BYTES // (4 * max(1, weight_size)))
-    return max(1, min(wanted, most))
+def _check_reach(*layouts: tuple[Shape, Shape]) -> None:
+    if any(_reach(*layout) >= _REACH for layout in layouts):
+        raise CannotRunError(_TOO_LARGE)
 
 
 def _keep_for_graphs(table: plan.Pairs) -> None:

@@ -1,12 +1,14 @@
 """Triton kernels as an engine: no lowered tensor, only live rows, and a backward that recomputes.
 
 It differs from the native core's in one thing: kernels are compiled at the first call, and may then
-turn out not to run. Who requested the engine gets an error; `convolve_or_stock`, which is what
-``engine="auto"`` uses, goes on with stock operations.
+turn out not to run. Who requested the engine gets an error; ``engine="auto"`` goes on with stock
+operations (`or_stock`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from ..native import operators
 from . import core
 from .core import auto_reason, unsupported_reason
 
-__all__ = ["auto_reason", "convolve", "convolve_or_stock", "unsupported_reason"]
+__all__ = ["auto_reason", "convolve", "convolve_plain", "or_stock", "unsupported_reason"]
 
 
 def convolve(
@@ -47,18 +49,36 @@ def convolve(
             return lowering.convolve(input, weight, bias, geometry)
         return operators.tap_conv2d(input, weight, bias, geometry)
     if reason := unsupported_reason(*tensors):
-        raise core.CannotRunError(f"engine 'triton' cannot run: {reason}; or use engine='auto'")
+        raise core.CannotRunError(reason)
+    return convolve_plain(input, weight, bias, geometry, requested=requested)
+
+
+def convolve_plain(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    *,
+    requested: bool = True,
+) -> Tensor:
+    """Convolve plain tensors of an eager call, which the kernels support."""
+    if not torch.is_grad_enabled():
+        return core.output(input, weight, bias, geometry)
     return _Convolution.apply(input, weight, bias, geometry, requested)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def convolve_or_stock(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
-) -> Tensor:
-    """Convolve with the kernels, and with `blocked` if they turn out not to run."""
-    try:
-        return convolve(input, weight, bias, geometry, requested=False)
-    except core.CannotRunError:
-        return blocked.convolve(input, weight, bias, geometry)
+@cache
+def or_stock(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return one of the functions above that uses `blocked` if the kernels turn out not to run."""
+
+    @wraps(convolution)
+    def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        try:
+            return convolution(input, weight, bias, geometry, requested=False)
+        except core.CannotRunError:
+            return blocked.convolve(input, weight, bias, geometry)
+
+    return convolve
 
 
 class _Convolution(torch.autograd.Function):

@@ -13,9 +13,7 @@ import triton.language as tl
 __all__ = ["apply", "weight_grad"]
 
 # Sizes for which Triton is not to compile again, although they are 1 or multiples of 16.
-_SIZES = [
-    "target_rows", "out_channels", "batch", "n_tiles", "depth_tiles", "out_tiles", "padding",
-]  # fmt: skip
+_SIZES = ["target_rows", "batch", "n_tiles", "depth_tiles", "out_tiles", "padding"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -29,8 +27,7 @@ def apply(
     stride, spread, dilation, padding,
     CHANNELS: tl.constexpr, KERNEL_FRAMES: tl.constexpr, FLIP: tl.constexpr,
     HAS_BIAS: tl.constexpr, BLENDS: tl.constexpr, PRECISION: tl.constexpr,
-    COLUMNS: tl.constexpr, FRAMES: tl.constexpr, STEP: tl.constexpr, LEAD: tl.constexpr,
-    OUT: tl.constexpr, DEPTH: tl.constexpr, N_COLUMNS: tl.constexpr,
+    FRAMES: tl.constexpr, OUT: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Compute one target row of one batch item: some frames, some output channels of a group.
 
@@ -39,120 +36,80 @@ def apply(
     A `spread` above 1 puts that many frames − 1 of zeros between the frames of the source, which
     is how the gradient of a strided convolution is one again; FLIP reverses the kernel's columns.
 
-    The sums over pairs, τ and c are one sum, of DEPTH terms a step. COLUMNS takes τ out of it:
-    each source frame is multiplied by all kernel columns at once, and the columns' results are
-    shifted in time and added at the end, because a shift commutes with the other sums. So a row is
-    read and blended once, not K_t times. A tile then reads FRAMES frames, LEAD of them before its
-    own STEP.
+    The sums over pairs, τ and c are one sum, of DEPTH terms a step. They are channels of one pair
+    and kernel column, unless there are too few channels for that.
     """
     # ---- which part of the target this program owns
     part = tl.program_id(0)
-    tile = part % n_tiles
     f = part // n_tiles % target_rows
     item = (part // n_tiles // target_rows).to(tl.int64)
     group = (tl.program_id(1) // out_tiles).to(tl.int64)
+    t = part % n_tiles * FRAMES + tl.arange(0, FRAMES)
     o = tl.program_id(1) % out_tiles * OUT + tl.arange(0, OUT)
-    i = tl.arange(0, FRAMES)
-    t = tile * STEP + i
-    if COLUMNS:
-        n = tl.arange(0, N_COLUMNS * OUT)
-        column = n // OUT
-        out = tl.program_id(1) % out_tiles * OUT + n % OUT
-        acc = tl.full((FRAMES, N_COLUMNS * OUT), 0.0, tl.float32)
-        period: tl.constexpr = CHANNELS
-    else:
-        out = o
-        acc = tl.full((FRAMES, OUT), 0.0, tl.float32)
-        period: tl.constexpr = CHANNELS * KERNEL_FRAMES
-    # Whether all terms of a step have the pair and the kernel column in common.
-    ALIKE: tl.constexpr = CHANNELS % DEPTH == 0
     source += item * source_batch + group * CHANNELS * source_channel
     weight += group * weight_group
 
     # ---- the sum
+    MIXED: tl.constexpr = CHANNELS < DEPTH
+    CHUNKS: tl.constexpr = (CHANNELS + DEPTH - 1) // DEPTH
     begin = tl.load(pointer + f)
-    total = (tl.load(pointer + f + 1) - begin) * period
-    for start in range(0, total, DEPTH):
-        if ALIKE:
-            pair = begin + start // period
-            tau = start % period // CHANNELS
-            c = start % CHANNELS + tl.arange(0, DEPTH)
-            first = tl.load(row + 2 * pair)
-            j = tl.load(tap + pair)
-            readable = (c >= 0)[None, :]
-        else:
-            q = start + tl.arange(0, DEPTH)
-            pair = begin + q // period
-            tau = q % period // CHANNELS
+    n_pairs = tl.load(pointer + f + 1) - begin
+    if MIXED:
+        n_steps = (n_pairs * KERNEL_FRAMES * CHANNELS + DEPTH - 1) // DEPTH
+    else:
+        n_steps = n_pairs * KERNEL_FRAMES * CHUNKS
+    acc = tl.full((FRAMES, OUT), 0.0, tl.float32)
+    for step in range(n_steps):
+        if MIXED:
+            q = step * DEPTH + tl.arange(0, DEPTH)
+            number = q // (KERNEL_FRAMES * CHANNELS)
+            tau = q // CHANNELS % KERNEL_FRAMES
             c = q % CHANNELS
-            first = tl.load(row + 2 * pair, mask=q < total, other=-1)
-            j = tl.load(tap + pair, mask=q < total, other=0)
-            readable = (first >= 0)[None, :]
-        if COLUMNS:
-            frame = t[:, None] - LEAD
-            k = tl.where(FLIP, KERNEL_FRAMES - 1 - column, column)[None, :]
-            real = readable.trans(1, 0) & (column < KERNEL_FRAMES)[None, :]
-            inside = (frame >= 0) & (frame < source_frames)
+            real = number < n_pairs
+            pair = tl.where(real, begin + number, begin)
+            frame = t[:, None] * stride + (tau * dilation - padding)[None, :]
         else:
-            later = tau * dilation - padding
-            if not ALIKE:
-                later = later[None, :]
-            frame = t[:, None] * stride + later
-            k = tl.where(FLIP, KERNEL_FRAMES - 1 - tau, tau)
-            if not ALIKE:
-                k = k[:, None]
-            real = readable.trans(1, 0)
-            inside = (frame >= 0) & (frame < source_frames * spread)
-            inside = inside & (frame % spread == 0)
-            frame = frame // spread
-        place = source + c[None, :] * source_channel + frame * source_frame
-        step = first * source_row
-        if not ALIKE:
-            step = step[None, :]
-        terms = tl.load(place + step, mask=inside & readable, other=0.0)
+            pair = begin + step // (KERNEL_FRAMES * CHUNKS)
+            tau = step // CHUNKS % KERNEL_FRAMES
+            c = step % CHUNKS * DEPTH + tl.arange(0, DEPTH)
+            real = c < CHANNELS
+            frame = (t * stride + (tau * dilation - padding))[:, None]
+        inside = (frame >= 0) & (frame < source_frames * spread) & (frame % spread == 0)
+        place = source + (frame // spread) * source_frame + (c * source_channel)[None, :]
+        first = tl.load(row + 2 * pair) + c * 0
+        terms = tl.load(
+            place + (first * source_row)[None, :], mask=inside & real[None, :], other=0.0
+        )
         if BLENDS:
+            second = tl.load(row + 2 * pair + 1) + c * 0
+            above = tl.load(
+                place + (second * source_row)[None, :],
+                mask=inside & (real & (second >= 0))[None, :],
+                other=0.0,
+            )
             # In float32: the 8 bits of a half type would round the shares.
-            if ALIKE:
-                second = tl.load(row + 2 * pair + 1)
-                above = tl.load(place + second * source_row, mask=inside & (second >= 0), other=0.0)
-                blend = terms.to(tl.float32) * tl.load(share + 2 * pair)
-                blend += above.to(tl.float32) * tl.load(share + 2 * pair + 1)
-            else:
-                second = tl.load(row + 2 * pair + 1, mask=q < total, other=-1)
-                first_share = tl.load(share + 2 * pair, mask=q < total, other=0.0)
-                second_share = tl.load(share + 2 * pair + 1, mask=q < total, other=0.0)
-                above = tl.load(
-                    place + (second * source_row)[None, :],
-                    mask=inside & (second >= 0)[None, :], other=0.0,
-                )  # fmt: skip
-                blend = terms.to(tl.float32) * first_share[None, :]
-                blend += above.to(tl.float32) * second_share[None, :]
+            blend = terms.to(tl.float32) * (tl.load(share + 2 * pair) + c * 0.0)[None, :]
+            blend += above.to(tl.float32) * (tl.load(share + 2 * pair + 1) + c * 0.0)[None, :]
             terms = blend.to(source.dtype.element_ty)
-        place = c * weight_in + j * weight_tap
+        k = KERNEL_FRAMES - 1 - tau if FLIP else tau
+        place = c * weight_in + (tl.load(tap + pair) * weight_tap + k * weight_frame)
         kernel = tl.load(
-            weight + place[:, None] + k * weight_frame + out[None, :] * weight_out,
-            mask=real & (out < out_channels)[None, :],
+            weight + place[:, None] + (o * weight_out)[None, :],
+            mask=real[:, None] & (o < out_channels)[None, :],
             other=0.0,
         )
         acc = tl.dot(terms, kernel, acc, input_precision=PRECISION)
 
     # ---- the target
-    if COLUMNS:
-        later = i[:, None] + (column * dilation - padding + LEAD)[None, :]
-        found = (later >= 0) & (later < FRAMES) & (column < KERNEL_FRAMES)[None, :]
-        acc = tl.gather(acc, tl.minimum(tl.maximum(later, 0), FRAMES - 1), 0)
-        acc = tl.where(found, acc, 0.0)
-        acc = tl.sum(tl.reshape(acc, (FRAMES, N_COLUMNS, OUT)), 1)
     if HAS_BIAS:
         place = bias + group * out_channels + o
         acc += tl.load(place, mask=o < out_channels, other=0.0).to(tl.float32)[None, :]
     target += item * target_batch + group * out_channels * target_channel
     target += f.to(tl.int64) * target_row
-    written = (t < target_frames) & (i < STEP)
     tl.store(
-        target + t[:, None] * target_frame + o[None, :] * target_channel,
+        target + t[:, None] * target_frame + (o * target_channel)[None, :],
         acc.to(target.dtype.element_ty),
-        mask=written[:, None] & (o < out_channels)[None, :],
+        mask=(t < target_frames)[:, None] & (o < out_channels)[None, :],
     )
 
 

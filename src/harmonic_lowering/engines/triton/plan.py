@@ -48,8 +48,9 @@ def _on_device(
     @byte_bounded_cache
     def cached(taps: FrequencyTaps, device: torch.device, n_bins: int, stride: int) -> Pairs:
         with making_constants():
-            *tables, blends = build(taps, n_bins, stride)
-            return Pairs(*(table.to(device) for table in tables), blends)
+            table = build(taps, n_bins, stride)
+            moved = {name: getattr(table, name).to(device) for name in Pairs._fields[:-1]}
+            return table._replace(**moved)
 
     return wraps(build)(cached)
 
@@ -115,17 +116,16 @@ def _table(found: Iterable[Pair], n: int) -> Pairs:
 
 
 # -------------------------------------------------------------------- tiles
-# Chosen by reading and by compiling (no spilled registers for capabilities 8.0 to 10.0; see
-# tests/test_triton.py), not yet by timing: `make bench-gpu` is for that.
+# Those of Settings 1 and 3 were the fastest of some thirty on an H100 (docs/gpu.md). All compile
+# without spilled registers for capabilities 8.0 to 10.0 (tests/test_triton.py).
 
 
 class Tiles(NamedTuple):
     """How `kernels.apply` divides its work, and what Triton is told with it."""
 
-    columns: bool  # all kernel columns at once
     frames: int
     channels: int  # of the output
-    depth: int  # of one step of the sum, over taps and input channels (and kernel columns)
+    depth: int  # of one step of the sum, over input channels (or over taps and columns as well)
     num_warps: int
     num_stages: int
 
@@ -140,40 +140,23 @@ class GradTiles(NamedTuple):
     num_stages: int
 
 
-def tiles(
-    dtype: torch.dtype, precision: str, channels: int, out_channels: int, kernel_frames: int,
-    span: int, n_frames: int, *, moves: bool,
-) -> Tiles:  # fmt: skip
-    """Return the tiles for `channels` to `out_channels` of each group, at n output frames.
-
-    The columns of a kernel are multiplied at once where that reads a row once instead of K_t
-    times and wastes little: `moves` is whether neither stride nor input dilation forbids it, and
-    `span` is the number of frames that a kernel covers, of which all but one are lost at the
-    edge of each tile.
-    """
-    wide = dtype == torch.float32
+def tiles(precision: str, channels: int, out_channels: int, n_frames: int) -> Tiles:
+    """Return the tiles for `channels` to `out_channels` of each group, at n output frames."""
     out = min(64, power_of_two(out_channels))
-    n_columns = 1 << (kernel_frames - 1).bit_length()
-    fits = out * n_columns <= (128 if precision == "tf32x3" else 256) and n_columns > 1
-    if moves and fits and n_columns <= kernel_frames + 1 and span <= 16:
-        frames = 64
-        if n_frames > frames - span + 1:
-            depth = 16 if wide or channels <= 16 else 32
-            return Tiles(True, frames, out, depth, 8 if out * n_columns > 128 else 4, 2)
     exact = precision == "tf32x3"  # three products, which take more registers
-    depth = min(16 if exact else 32 if wide else 64, power_of_two(channels * kernel_frames))
+    depth = 16 if exact or channels < 32 else 32
     frames = min(128 if out <= 32 and not exact else 64, power_of_two(n_frames))
-    return Tiles(False, frames, out, depth, 4, 2)
+    return Tiles(frames, out, depth, 4, 2)
 
 
 def grad_tiles(
-    dtype: torch.dtype, channels: int, out_channels: int, kernel_frames: int, n_frames: int
+    precision: str, channels: int, out_channels: int, kernel_frames: int, n_frames: int
 ) -> GradTiles:
     """Return the tiles for a weight of `channels` to `out_channels` of each group."""
     out = min(64, power_of_two(out_channels))
-    depth = min(128 if out <= 32 else 64, power_of_two(channels * kernel_frames))
-    frames = min(32 if dtype == torch.float32 else 64, power_of_two(n_frames))
-    return GradTiles(depth, out, frames, 8 if depth * frames >= 4096 else 4, 2)
+    depth = min(64, power_of_two(channels * kernel_frames))
+    frames = min(32 if precision == "tf32x3" else 64, power_of_two(n_frames))
+    return GradTiles(depth, out, frames, 4, 2)
 
 
 def power_of_two(value: int) -> int:
