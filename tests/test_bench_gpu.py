@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.gpu import measure, run
+from benchmarks.common.tables import read_rows
+from benchmarks.gpu import run, tune
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.measure import TILES, CardTrial
 from benchmarks.gpu.run import BOTH, COLUMNS, Options, cells
 from benchmarks.layers.rows import read_csv
 from benchmarks.layers.settings import SETTINGS, toy
@@ -38,17 +38,25 @@ def test_the_most_useful_comes_first_and_all_comes():
     assert {c.setting.name for c in todo if c.mode == "graph"} == set(SETTINGS)
 
 
-@pytest.mark.parametrize("name", TILES)
-def test_other_tiles_are_used_for_one_column_only(name, monkeypatch):
-    seen = []
-    monkeypatch.setattr(core, "_unsupported_machine", lambda: None)
-    monkeypatch.setattr(core, "_unsupported_device", lambda device: None)
-    monkeypatch.setattr(core, "_launch", lambda *_, **constants: seen.append(constants))
-    table = plan.tiles
-    measure.pass_of(CardTrial(name, toy(SETTINGS["3"])))()
-    columns, frames = TILES[name]
-    assert [(s["COLUMNS"], s["FRAMES"]) for s in seen] == [(columns, frames)]
-    assert plan.tiles is table
+@pytest.mark.slow
+@pytest.mark.skipif(bool(core._triton_is_missing()), reason="triton is not installed here")
+def test_tiles_are_tried_and_put_back(tmp_path, capsys):
+    table = plan.tiles, plan.grad_tiles, core._as_read
+    output = tmp_path / "tiles.csv"
+    assert tune.main(["--toy", "-o", str(output)]) == 0
+    rows = read_rows(output, tune.Row)
+    assert [row.which for row in rows] == list(tune.PASSES)
+    assert all(row.us > 0 and row.conv2d_us > 0 and "toy" in row.device for row in rows)
+    assert "3 of 3 measured" in capsys.readouterr().out
+    assert (plan.tiles, plan.grad_tiles, core._as_read) == table
+
+
+def test_every_kernel_has_tiles_that_its_channels_allow():
+    for trial in tune.trials():
+        s, kernel = trial.setting, plan.Tiles(*trial.tiles)
+        depth = s.out_channels if trial.which == "input gradient" else s.in_channels
+        assert trial.which == "weight gradient" or kernel.depth <= max(32, depth)
+    assert {trial.place[0] for trial in tune.trials()} == set(tune.CHOSEN)
 
 
 @pytest.mark.slow

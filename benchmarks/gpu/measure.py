@@ -10,22 +10,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from harmonic_lowering.engines.triton import plan
-
 from ..layers.columns import build
 from ..layers.measure import FORMATS, Trial, synchronise
 from ..layers.peer import deform
 
-__all__ = ["PRECISIONS", "TILES", "CardTrial", "captured", "pass_of", "precision", "repeated"]
+__all__ = ["PRECISIONS", "CardTrial", "captured", "pass_of", "precision", "repeated"]
 
 # What float32 means, and the dtype of each.
 PRECISIONS = {"bfloat16": "bfloat16", "tf32": "float32", "float32": "float32"}
-# Tiles other than the table's: all kernel columns at once or one after another, and the frames.
-TILES = {
-    f"{'columns' if columns else 'plain'} {frames}": (columns, frames)
-    for columns in (True, False)
-    for frames in (64, 128)
-}
 _SAMPLE_S = 2e-3  # a sample is as many calls as take this long, so that the clock does not matter
 _MOST_CALLS = 200
 
@@ -38,9 +30,9 @@ class CardTrial(Trial):
         """Return the column's module on the card."""
         if self.column == "deform_conv2d":
             return deform(replace(self, column="conv2d"))  # type: ignore[return-value]
-        name = "auto" if self.column == "triton" or self.column in TILES else self.column
+        name = "auto" if self.column == "triton" else self.column
         module = build(name, self.setting)
-        if self.column in ("triton", "log") or self.column in TILES:
+        if self.column in ("triton", "log"):
             module.engine = "triton"  # type: ignore[assignment]
         module = module.to(self.device, getattr(torch, self.dtype))
         return module.to(memory_format=FORMATS[self.memory_format])  # type: ignore[call-overload,no-any-return]
@@ -74,31 +66,7 @@ def pass_of(trial: CardTrial) -> Callable[[], object]:
             tensor.grad = None
         torch.autograd.backward(module(input), grad)
 
-    return with_tiles(run, *TILES[trial.column]) if trial.column in TILES else run
-
-
-def with_tiles(run: Callable[[], object], columns: bool, frames: int) -> Callable[[], object]:
-    """Return `run` with other tiles than the table's."""
-    table = plan.tiles
-
-    def tiles(dtype, precision, channels, out, kernel, span, n_frames, *, moves):  # type: ignore[no-untyped-def]
-        given = table(dtype, precision, channels, out, kernel, span, n_frames, moves=moves)
-        if columns and not moves:
-            return given
-        depth = 16 if dtype == torch.float32 or channels <= 16 else 32
-        if not columns:
-            depth = min(32 if dtype == torch.float32 else 64, plan.power_of_two(channels * kernel))
-        warps = 8 if frames * given.channels * (kernel if columns else 1) > 8192 else 4
-        return plan.Tiles(columns, frames, given.channels, depth, warps, given.num_stages)
-
-    def run_with_them() -> None:
-        plan.tiles = tiles  # type: ignore[assignment]
-        try:
-            run()
-        finally:
-            plan.tiles = table
-
-    return run_with_them
+    return run
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:

@@ -18,7 +18,6 @@ from ..common.tables import markdown
 from ..layers.page import bars, show
 from ..layers.rows import LayerRow, read_csv
 from ..layers.settings import SETTINGS
-from .measure import TILES
 from .run import BOTH, COLUMNS
 
 __all__ = ["TABLE", "report", "write_page"]
@@ -65,9 +64,8 @@ def write_page(rows: Sequence[LayerRow], page: Path, table: str, *, toy: bool = 
     }
     text += "## One step, forward and backward\n\n" + show(charts, images)
     for title, chosen in (
-        ("Eager calls", [r for r in rows if r.part == "eager" and r.column not in TILES]),
+        ("Eager calls", [r for r in rows if r.part == "eager"]),
         ("CUDA graphs", [r for r in rows if r.part == "graph"]),
-        ("Tiles", [r for r in rows if r.column in TILES]),
     ):
         if chosen:
             text += f"## {title}\n\n{_table(chosen)}\n\n"
@@ -85,7 +83,7 @@ def report(rows: Sequence[LayerRow], environment: dict[str, str], *, toy: bool =
 
 def _charted(rows: Sequence[LayerRow], layer: str) -> list[LayerRow]:
     """Return the eager rows of the dtype and format in which a layer ran in most settings."""
-    usual = [r for r in rows if r.part == "eager" and r.column not in TILES]
+    usual = [r for r in rows if r.part == "eager"]
     ran = [r for r in usual if r.column == layer and r.ratio and r.direction == BOTH]
     places = Counter((r.dtype, r.memory_format) for r in ran)
     if not places:

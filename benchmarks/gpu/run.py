@@ -14,7 +14,7 @@ from ..common import machine
 from ..layers.measure import error, interleaved, peak_memory, peaks, quartiles
 from ..layers.rows import LayerRow
 from ..layers.settings import SETTINGS, Setting, toy
-from .measure import PRECISIONS, TILES, CardTrial, captured, pass_of, precision, repeated
+from .measure import PRECISIONS, CardTrial, captured, pass_of, precision, repeated
 
 __all__ = ["COLUMNS", "Cell", "Options", "cells", "measure_all"]
 
@@ -25,9 +25,6 @@ COLUMNS = {
     "stacking": "the paper's method in stock operations: resample, stack, convolve",
     "log": '`LogHarmonicConv2d(engine="triton")`',
     "deform_conv2d": "torchvision's, with offsets that make it read where the taps read",
-    **{name: f"`triton` with tiles of {name.split()[1]} frames, " + (
-        "all kernel columns at once" if columns else "one kernel column after another"
-    ) for name, (columns, _) in TILES.items()},
 }  # fmt: skip
 BOTH = "forward+backward"
 _USUAL = ("conv2d", "triton", "auto", "stacking", "log")
@@ -81,7 +78,6 @@ def cells(options: Options) -> list[Cell]:
         # mode, settings, precisions, formats, directions, columns
         ("eager", _FIRST, ("bfloat16", "tf32"), ("contiguous",), forward + both, _USUAL),
         ("graph", _SMALL, ("bfloat16", "tf32"), ("contiguous",), both, ("conv2d", "triton")),
-        ("eager", _FIRST, ("bfloat16", "tf32"), ("contiguous",), forward, ("conv2d", *TILES)),
         ("eager", every, ("tf32", "bfloat16"), ("contiguous",), both + forward, _USUAL),
         ("eager", _FIRST, ("tf32", "bfloat16"), ("channels_last",), both, _USUAL),
         ("eager", ("3", "9"), ("tf32",), ("contiguous",), both, ("conv2d", "deform_conv2d")),
@@ -175,6 +171,6 @@ def measure(
 
 def _engine(trial: CardTrial) -> str:
     if trial.column != "auto":
-        return "triton" if trial.column in ("triton", "log", *TILES) else ""
+        return "triton" if trial.column in ("triton", "log") else ""
     layer = trial.module()
     return str(layer.engine_for(trial.tensors(constant=True)[0]).engine)  # type: ignore[operator,union-attr]
