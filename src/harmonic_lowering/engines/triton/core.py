@@ -30,13 +30,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)  # tensor cores that take TF32 and bfloat16
 
 # Cards, by their capability, on which `make bench-gpu` has found this engine to be right, and
-# faster than stock operations. `engine="auto"` uses it on these only. No card has been tried yet.
+# faster than stock operations. `engine="auto"` uses it on these only. An H100 has run some settings
+# (docs/gpu.md), not yet all of them with these kernels.
 MEASURED_CAPABILITIES: frozenset[tuple[int, int]] = frozenset()
 
 _REACH = 1 << 31  # elements of one batch item, which the kernels count in 32 bits
-_PACKED_FROM = (
-    1 << 20
-)  # elements of a result, from which packing the weight costs less than it saves
+_PACKED_FROM = 1 << 20  # elements of a result: packing the weight then costs less than it saves
 _CHANNELS_IN_A_PIECE = 16  # whole vectors of every dtype
 _TOO_LARGE = "a batch item has 2**31 elements or more"
 _PARTIAL_BYTES = 16 << 20  # of all partial sums of the weight's gradient
