@@ -16,7 +16,7 @@ import subprocess
 import numpy as np
 import torch
 
-from benchmarks.denoise.recordings import SOUNDS, default_cache, fetch, load
+from benchmarks.denoise.recordings import sounds_for
 from harmonic_lowering.denoise.clicks import repair_clicks
 from harmonic_lowering.metrics import si_sdr
 
@@ -67,11 +67,9 @@ def main() -> None:
     parser.add_argument("--rates", type=int, nargs="+", default=[16000, 44100])
     parser.add_argument("--use", choices=("choose", "report"), default="report")
     options = parser.parse_args()
-    sounds = [sound for sound in SOUNDS if sound.use == options.use]
-    fetch(sounds, default_cache())
     for rate in options.rates:
-        for recording in sounds:
-            clean = load(recording, default_cache(), rate)[: round(options.seconds * rate)]
+        for recording, whole in sounds_for(options.use, rate):
+            clean = whole[: round(options.seconds * rate)]
             random = np.random.default_rng(0)
             line = f"{rate} {recording.kind} {recording.name:12}"
             line += f" clean {score(clean, repaired(clean, rate)):5.1f}"

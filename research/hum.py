@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.denoise.recordings import SOUNDS, default_cache, fetch, load
+from benchmarks.denoise.recordings import sounds_for
 from harmonic_lowering.denoise.hum import subtract_hum
 from harmonic_lowering.metrics import si_sdr
 
@@ -92,22 +92,14 @@ def notes() -> Iterator[tuple[str, Tensor]]:
             )
 
 
-def sounds(use: str, sample_rate: int) -> Iterator[tuple[str, str, Tensor]]:
-    """Return the name, kind and samples of each recording."""
-    chosen = [sound for sound in SOUNDS if sound.use == use]
-    fetch(chosen, default_cache())
-    for sound in chosen:
-        yield sound.name, sound.kind, torch.from_numpy(load(sound, default_cache(), sample_rate))
-
-
 def table(use: str, kinds: dict[str, Hum], sample_rate: int) -> Iterator[str]:
     """Measure all kinds of hum; the last column is processor time for a second of sound."""
-    recordings = list(sounds(use, sample_rate))
+    recordings = [(it.kind, torch.from_numpy(x)) for it, x in sounds_for(use, sample_rate)]
     for label, hum in kinds.items():
         before: dict[str, list[float]] = {"speech": [], "music": []}
         after: dict[str, list[float]] = {"speech": [], "music": []}
         seconds = length = 0.0
-        for _, kind, clean in recordings:
+        for kind, clean in recordings:
             noisy = mixed(clean, hum.sound(len(clean), sample_rate))
             began = time.process_time()
             result = subtract_hum(noisy[None], sample_rate)[0]
@@ -146,7 +138,7 @@ def main() -> None:
         for line in table(options.use, kinds, rate):
             print(line, flush=True)
     if options.clean:
-        recordings = ((name, sound) for name, _, sound in sounds(options.use, RATE))
+        recordings = ((it.name, torch.from_numpy(x)) for it, x in sounds_for(options.use, RATE))
         for clean in (recordings, notes()):
             for line in kept(clean):
                 print(line, flush=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from ..common.packages import cache_folder, unpack_debian
 
 __all__ = [
     "LICENCES", "NOISES", "SAMPLE_RATE", "SOUNDS", "Recording", "default_cache", "fetch", "load",
-    "normalised", "periodicity", "read", "swell_db",
+    "normalised", "periodicity", "read", "sounds_for", "swell_db",
 ]  # fmt: skip
 
 Array = NDArray[np.floating]
@@ -197,6 +197,14 @@ def load(
         sound = np.concatenate(parts, -1)
     start = round(recording.start_s * sample_rate)
     return normalised(sound[..., start : start + round(recording.seconds * sample_rate)])
+
+
+def sounds_for(use: str, sample_rate: int) -> Iterator[tuple[Recording, Array]]:
+    """Fetch the recordings of one use, "choose" or "report", and yield each with its samples."""
+    chosen = [sound for sound in SOUNDS if sound.use == use]
+    fetch(chosen, default_cache())
+    for sound in chosen:
+        yield sound, load(sound, default_cache(), sample_rate)
 
 
 def read(path: Path, sample_rate: int = SAMPLE_RATE, mono: bool = True) -> Array:
