@@ -40,6 +40,7 @@ def test_the_most_useful_comes_first_and_all_comes():
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(core._triton_is_missing()), reason="triton is not installed here")
+@pytest.mark.skipif(not core.is_interpreted(), reason="a card is here")
 def test_tiles_are_tried_and_put_back(tmp_path, capsys):
     table = plan.tiles, plan.grad_tiles, core._as_read
     output = tmp_path / "tiles.csv"

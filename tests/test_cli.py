@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -343,6 +344,11 @@ def test_pipes(noisy):
     assert process.returncode == 1
     assert result == b""
     assert b"not a sound file that can be read" in errors
+    with start("-", *FAST, **pipes) as process:
+        result, errors = process.communicate(b"", timeout=120)
+    assert process.returncode == 1
+    assert b"standard input is empty" in errors
+    assert tempfile.gettempdir().encode() not in errors
 
 
 @pytest.mark.slow
@@ -355,6 +361,37 @@ def test_a_reader_that_goes_away_is_no_crash(noisy, tmp_path):
     assert process.returncode == 1
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
+
+
+@pytest.mark.slow
+@signals
+def test_a_reader_that_goes_away_is_told_of(noisy, tmp_path):
+    other = shutil.copy(noisy, tmp_path / "other.wav")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with start(noisy, other, *FAST, **pipes) as process:
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert "whoever read standard output has closed it" in errors
+    assert "1 not begun" in errors
+
+
+@pytest.mark.slow
+@signals
+@pytest.mark.parametrize(
+    ("output", "redirection", "message"),
+    [
+        (["-o", "-"], ">&-", "standard output is closed"),
+        ([], "> /dev/full", "standard output cannot be written: No space left on device"),
+    ],
+)
+def test_an_output_that_cannot_be_written(noisy, output, redirection, message):
+    words = [sys.executable, "-m", "harmonic_lowering", "denoise", noisy, *output, *FAST]
+    line = f"{shlex.join(map(str, words))} {redirection}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_a_folder_means_the_recordings_in_it(noisy, tmp_path, capsys):
@@ -373,6 +410,26 @@ def test_a_folder_means_the_recordings_in_it(noisy, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
     refused(capsys, 2, "no sound files in this folder", empty)
+
+
+def test_an_empty_folder_does_not_keep_the_rest_from_being_done(noisy, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert denoise(empty, noisy) == 1
+    assert (tmp_path / "noisy-denoised.wav").exists()
+    said = capsys.readouterr().err
+    assert "empty: no sound files in this folder" in said
+    assert "1 denoised, 1 of 2 recordings failed" in said
+
+
+def test_a_link_has_an_output_of_its_own(noisy, tmp_path):
+    folder, made = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    made.mkdir()
+    shutil.move(noisy, folder / "real.wav")
+    (folder / "alias.wav").symlink_to(folder / "real.wav")
+    assert denoise(folder, folder / "real.wav", "-o", made) == 0
+    assert sorted(os.listdir(made)) == ["alias.wav", "real.wav"]
 
 
 def test_templates(noisy, tmp_path):
@@ -819,6 +876,15 @@ def test_the_noise_can_be_told(tmp_path, with_leader, capsys):
     assert "in.wav: noise -" in capsys.readouterr().err
 
 
+def test_the_sample_of_the_noise_is_never_replaced(tmp_path, with_leader, capsys):
+    sample = tmp_path / "noise.wav"
+    before = sample.read_bytes()
+    for more in ("-o", sample), ("--noise-out", sample):
+        refused(capsys, 2, "would replace the sample of the noise", with_leader,
+                "--noise", sample, "--force", *more)  # fmt: skip
+    assert sample.read_bytes() == before
+
+
 def test_a_sample_that_is_none_is_refused(tmp_path, with_leader, capsys):
     refused(capsys, 1, "--noise-from 2-9 lies outside the recording, which lasts 3 s",
             with_leader, "--noise-from", "2-9")  # fmt: skip
@@ -827,7 +893,11 @@ def test_a_sample_that_is_none_is_refused(tmp_path, with_leader, capsys):
     refused(
         capsys, 2, "not allowed with", with_leader, "--noise-from", "0-1", "--noise", with_leader
     )
-    refused(capsys, 1, "missing.wav", with_leader, "--noise", tmp_path / "missing.wav")
+    refused(capsys, 2, "missing.wav: no such file", with_leader,
+            "--noise", tmp_path / "missing.wav")  # fmt: skip
+    text = tmp_path / "text.wav"
+    text.write_text("no sound")
+    refused(capsys, 2, "text.wav", with_leader, "--noise", text)
     write(tmp_path / "two.wav", np.zeros((16000, 2)))
     refused(capsys, 1, "one channel or as many as the recording, got 2 for 1", with_leader,
             "--noise", tmp_path / "two.wav")  # fmt: skip

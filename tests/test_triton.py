@@ -308,6 +308,14 @@ def test_tensors_that_it_does_not_take(name, monkeypatch):
     assert re.search(reason, core.unsupported_reason(x, weight))
 
 
+@needs_triton
+def test_bfloat16_is_refused_where_kernels_are_interpreted(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x, weight = (torch.ones(1, 1, 9, 9).bfloat16() for _ in range(2))
+    with pytest.raises(NotImplementedError, match=r"gets bfloat16 wrong.*float16 or float32"):
+        harmonic_conv2d(x, weight, engine="triton")
+
+
 def test_machines_and_cards_that_it_does_not_run_on(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     x = torch.ones(1, 1, 9, 6)

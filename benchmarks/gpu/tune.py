@@ -87,8 +87,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--toy", action="store_true", help="one tiny kernel on the CPU: tests the program itself")
     arguments = parser.parse_args(argv)
     device = "cpu" if arguments.toy else "cuda"
-    reason = None if arguments.toy else core.unsupported_reason()
-    if reason:
+    if not 0 < arguments.minutes < 1e6:
+        parser.error(f"--minutes must be a number > 0, got {arguments.minutes}")
+    if arguments.toy != core.is_interpreted():
+        parser.error(
+            "--toy interprets the kernels, so it needs TRITON_INTERPRET=1 in the environment"
+            if arguments.toy
+            else "TRITON_INTERPRET is set: the kernels would be interpreted, not measured"
+        )
+    if reason := core.unsupported_reason():
         parser.error(f"nothing to tune here: {reason}")
     todo = trials() if not arguments.toy else list(_toy_trials())
     deadline = time.monotonic() + 60 * arguments.minutes

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..audio import AudioError, AudioReader
 from ..denoise import Denoiser
 from ..optional import import_optional
 from .cluster import connected
@@ -133,7 +134,12 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         options = _options(arguments)
         if arguments.jobs is not None and arguments.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {arguments.jobs}")
-        wanted = plan(arguments.inputs, arguments.output, arguments.noise_out, plot=arguments.plot)
+        wanted = plan(
+            arguments.inputs, arguments.output, arguments.noise_out,
+            plot=arguments.plot, sample=options.noise,
+        )  # fmt: skip
+        if options.noise is not None:
+            _check_noise(options.noise)
         if arguments.cluster is not None and arguments.device != "cpu":
             raise ValueError("--cluster works on processors, so --device must be cpu")
         if arguments.json and any(job.target == PIPE for job in wanted.jobs):
@@ -158,7 +164,12 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             options, workers = replace(options, cluster=cluster), cluster.files
         report = Report(count, quiet=arguments.quiet, as_json=arguments.json)
         with report:
-            _work(wanted, options, workers, report, stop)
+            try:
+                _work(wanted, options, workers, report, stop)
+            except BrokenPipeError:
+                report.say("stopped: whoever read standard output has closed it")
+                report.summary()
+                raise
             report.summary()
     if stop.asked:
         return INTERRUPTED
@@ -189,6 +200,17 @@ def _options(arguments: argparse.Namespace) -> Options:
         noise=arguments.noise,
         noise_from=arguments.noise_from,
     )
+
+
+def _check_noise(path: Path) -> None:
+    """Find out before any work, and once, that a sample of the noise cannot be read."""
+    try:
+        with AudioReader(path):
+            pass
+    except FileNotFoundError as error:
+        raise ValueError(f"--noise {path}: no such file") from error
+    except (AudioError, OSError) as error:
+        raise ValueError(f"--noise {error}") from error
 
 
 def _seconds(text: str) -> tuple[float, float]:

@@ -73,10 +73,11 @@ def plan(
     *,
     plot: bool,
     result: str | None = None,
+    sample: Path | None = None,
 ) -> Plan:
     """Name all outputs, and refuse before any work what would lose a file.
 
-    Outputs are sound files, or all of the suffix `result`.
+    Outputs are sound files, or all of the suffix `result`; `sample` is read besides the inputs.
 
     Raises
     ------
@@ -108,7 +109,7 @@ def plan(
         for job, source in zip(jobs, sources, strict=True)
         if not (source.found and real(job.source) in made)
     ]
-    _refuse_losses(kept)
+    _refuse_losses(kept, sample)
     return Plan(kept, refused)
 
 
@@ -134,11 +135,14 @@ def _sources(inputs: Sequence[str]) -> tuple[list[_Source], list[tuple[Place, st
             for error in unreadable
         ]
         if not found and not unreadable:
-            raise ValueError(f"{path}: no sound files in this folder")
+            if len(inputs) == 1:
+                raise ValueError(f"{path}: no sound files in this folder")
+            refused.append((path, "no sound files in this folder"))
         sources += found
-    once: dict[str, _Source] = {}
+    # A file that is meant twice is one; by another name, as a link to it, it has another output.
+    once: dict[tuple[str, str], _Source] = {}
     for source in sources:
-        once.setdefault(real(source.path), source)
+        once.setdefault((real(source.path), source.path.name), source)
     return list(once.values()), refused
 
 
@@ -255,14 +259,18 @@ def _with_partial(path: Place) -> Place:
     return path.with_name(_fitting(path.stem, PARTIAL + path.suffix))
 
 
-def _refuse_losses(jobs: Sequence[Job]) -> None:
-    inputs = {real(job.source) for job in jobs}
+def _refuse_losses(jobs: Sequence[Job], sample: Path | None) -> None:
+    inputs = {real(job.source): "input" for job in jobs}
+    if sample is not None:
+        inputs.setdefault(real(sample), "sample of the noise")
     taken: dict[str, Job] = {}
     for job in jobs:
         for path in job.outputs:
             name = real(path)
             if name in inputs:
-                raise ValueError(f"{path}: the output would replace the input; name another")
+                raise ValueError(
+                    f"{path}: the output would replace the {inputs[name]}; name another"
+                )
             if isinstance(path, Path) and os.path.isdir(path):
                 raise ValueError(f"{path}: is a folder, expected a name for a file")
             if name in taken:

@@ -13,7 +13,7 @@ from typing import cast
 
 from .. import __version__
 from . import build_native, denoise, info, transcribe, web
-from .status import INTERRUPTED, Parser
+from .status import INTERRUPTED, Parser, UnwritableError
 
 _TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -60,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output went away; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except UnwritableError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"harmonic-lowering: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
         print(f"harmonic-lowering: {error}", file=sys.stderr)

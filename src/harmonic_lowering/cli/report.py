@@ -9,6 +9,7 @@ from typing import Any
 
 from ..optional import import_optional
 from .files import PIPE
+from .status import UnwritableError
 from .task import Outcome
 
 __all__ = ["Report"]
@@ -128,8 +129,15 @@ class Report:
     def _out(self, text: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        if sys.stdout is not None:
+        if sys.stdout is None:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            reason = error.strerror or error
+            raise UnwritableError(f"standard output cannot be written: {reason}") from error
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

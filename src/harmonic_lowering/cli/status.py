@@ -10,6 +10,10 @@ from typing import NoReturn
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
+class UnwritableError(OSError):
+    """Standard output cannot be written, although somebody reads it."""
+
+
 class Parser(argparse.ArgumentParser):
     """Says how to name a file that begins with a dash, if that was the mistake."""
 

@@ -377,7 +377,8 @@ class _Run:
     def left_out(self) -> str:
         """In words, what was not worked at."""
         rest = max(stream.untouched for stream in self._streams)
-        return f"; {rest} of {self._segments} segments are as they were" if rest else ""
+        whole = max(rest, self._segments)  # before the first step nobody has counted them
+        return f"; {rest} of {whole} segments are as they were" if rest else ""
 
 
 def _sample_of_the_noise(reader: AudioReader, options: Options) -> tuple[Tensor | None, int | None]:
@@ -428,6 +429,8 @@ def input_file(source: Place, stage: Stage) -> Iterator[Path]:
         file = Path(folder) / "stdin"
         with file.open("wb") as copy:
             shutil.copyfileobj(sys.stdin.buffer, copy)
+        if not file.stat().st_size:
+            raise AudioError("standard input is empty")
         yield file
 
 
@@ -461,6 +464,8 @@ def output_file(place: Place, stage: Stage, overwrite: bool) -> Iterator[_Outlet
     if place != PIPE:
         yield _Outlet(place, place, overwrite)
         return
+    if sys.stdout is None:
+        raise AudioError("standard output is closed, and --output is -")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "out.wav"
         yield _Outlet(place, file, overwrite)

@@ -68,6 +68,8 @@ def unsupported_reason(*tensors: Tensor) -> str | None:
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         names = sorted(str(dtype) for dtype in dtypes)
         return f"it takes one of {[str(d) for d in DTYPES]}, the same for all, got {names}"
+    if torch.bfloat16 in dtypes and is_interpreted():
+        return "Triton's interpreter gets bfloat16 wrong (its issue 11584): use float16 or float32"
     if any(_reach(tensor.shape, tensor.stride()) >= _REACH for tensor in tensors):
         return _TOO_LARGE
     return None
