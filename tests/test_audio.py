@@ -164,6 +164,23 @@ def test_the_sound_of_a_video_is_read(tmp_path):
         assert torch.equal(reader.read(), decoded(path, 1))
 
 
+@pytest.mark.parametrize(("subtype", "added"), [("MS_ADPCM", True), ("PCM_16", False)])
+def test_what_fills_up_a_last_block_is_told(tmp_path, subtype, added):
+    path = tmp_path / "made.wav"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with AudioWriter(path, 8000, 1, AudioFormat("WAV", subtype)) as writer:
+            writer.write(torch.zeros(1, 1001))
+    length = soundfile.info(path).frames
+    assert (length > 1001) == added
+    notes = [str(warning.message) for warning in caught]
+    assert notes == (
+        [f"{path}: {subtype} comes in whole blocks, so {length - 1001} samples follow the sound"]
+        if added
+        else []
+    )
+
+
 @ffmpeg
 @pytest.mark.parametrize(
     ("name", "options", "tolerance"),

@@ -92,6 +92,7 @@ class AudioWriter:
             if f" {codec} " not in ffmpeg.encoders():
                 raise AudioError(f"{self.path}: the ffmpeg here has no encoder {codec}")
         self._written = 0
+        self._filled_up = 0  # samples of a last block
         self._part: Part | None = None
         self._sink: Any = None
         self._resampler: Any = None
@@ -226,6 +227,7 @@ class AudioWriter:
         )
         if not self._written <= length <= most:
             raise self._full(f"{length} of {self._written} samples are there")
+        self._filled_up = 0 if self._encoder is not None else length - self._written
         wanted = self.metadata.channel_mask
         moved = wanted is not None and self.channels > 2 and mask != wanted
         return ["which speaker a channel is for"] if moved else []
@@ -235,6 +237,12 @@ class AudioWriter:
             warnings.warn(
                 f"{self.path}: {self.clipped} samples were louder than {self.format.subtype} "
                 "holds and were cut at full scale; lower the input to avoid it",
+                stacklevel=3,
+            )
+        if self._filled_up:
+            warnings.warn(
+                f"{self.path}: {self.format.subtype} comes in whole blocks, so {self._filled_up} "
+                "samples follow the sound",
                 stacklevel=3,
             )
         if self.target_rate != self.sample_rate:
