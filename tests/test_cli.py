@@ -327,6 +327,19 @@ def test_ctrl_c_keeps_the_best_so_far_and_a_second_one_nothing(noisy, tmp_path, 
         assert set(os.listdir(tmp_path)) <= {"noisy.wav", "out.partial.wav"}
 
 
+def test_an_interrupt_while_torch_is_imported_is_not_lost():
+    """Torch imports NumPy from C and drops what is raised there: NumPy has to come first."""
+    program = (
+        "import sys, harmonic_lowering.cli; names = list(sys.modules); "
+        "print(names.index('numpy') < names.index('torch'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1] / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "True"
+
+
 # Pipes, folders, templates, reports
 
 

@@ -4,6 +4,12 @@ Kernel rows sample the harmonics of a pitch, at multiples of its frequency, inst
 bins.
 """
 
+from contextlib import suppress
+
+# torch imports NumPy, if it is there, from C, where an interrupt is lost: so before torch.
+with suppress(ImportError):
+    import numpy as _numpy  # noqa: F401
+
 from .constant_q import CQT, VQT
 from .functional import (
     DeadTapWarning,
