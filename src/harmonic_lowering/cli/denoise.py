@@ -164,12 +164,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             options, workers = replace(options, cluster=cluster), cluster.files
         report = Report(count, quiet=arguments.quiet, as_json=arguments.json)
         with report:
-            try:
-                _work(wanted, options, workers, report, stop)
-            except BrokenPipeError:
-                report.say("stopped: whoever read standard output has closed it")
-                report.summary()
-                raise
+            _work(wanted, options, workers, report, stop)
             report.summary()
     if stop.asked:
         return INTERRUPTED

@@ -57,13 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing half-written was left behind", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away; Python would complain again at exit.
+    except (BrokenPipeError, UnwritableError) as error:
+        # The reader of our output went away, or there is no room; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except UnwritableError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"harmonic-lowering: {error}", file=sys.stderr)
+        if isinstance(error, UnwritableError):
+            print(f"harmonic-lowering: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
         print(f"harmonic-lowering: {error}", file=sys.stderr)

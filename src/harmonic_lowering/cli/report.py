@@ -22,8 +22,8 @@ _FIRST_LINE_S, _LINES_S = 10.0, 60.0  # in a log: when the first comes, and how 
 class Report:
     """Progress of all recordings together, what became of each, and the summary."""
 
-    def __init__(self, count: int, *, quiet: bool, as_json: bool) -> None:
-        self.count, self.quiet, self.as_json = count, quiet, as_json
+    def __init__(self, count: int, *, quiet: bool, as_json: bool, done: str = "denoised") -> None:
+        self.count, self.quiet, self.as_json, self.done = count, quiet, as_json, done
         self.outcomes: list[Outcome] = []
         self._began = time.monotonic()
         self._next_line = self._began + _FIRST_LINE_S
@@ -86,7 +86,7 @@ class Report:
         elif outcome.status in ("done", "interrupted") and outcome.job.target != PIPE:
             self._out(str(outcome.target))
 
-    def summary(self, done: str = "denoised") -> None:
+    def summary(self) -> None:
         """One line about all of them, if there are several; in a long list also what failed."""
         if self.count < 2:
             return
@@ -96,7 +96,7 @@ class Report:
             status: sum(outcome.status == status for outcome in self.outcomes)
             for status in ("done", "skipped", "interrupted", "failed")
         }
-        words = {"done": done, "skipped": "skipped", "interrupted": "interrupted"}
+        words = {"done": self.done, "skipped": "skipped", "interrupted": "interrupted"}
         parts = [f"{number[status]} {word}" for status, word in words.items() if number[status]]
         if number["failed"]:
             parts.append(f"{number['failed']} of {self.count} recordings failed")
@@ -139,10 +139,13 @@ class Report:
             reason = error.strerror or error
             raise UnwritableError(f"standard output cannot be written: {reason}") from error
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        if isinstance(error, BrokenPipeError):
+            self.say("stopped: whoever read standard output has closed it")
+            self.summary()
 
 
 def _clock(seconds: float) -> str:

@@ -86,13 +86,13 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if arguments.plot:
         import_optional("matplotlib.figure", "drawing pictures", "harmonic-lowering[plot]")
     count = len(wanted.jobs) + len(wanted.refused)
-    with Report(count, quiet=arguments.quiet, as_json=arguments.json) as report:
+    with Report(count, quiet=arguments.quiet, as_json=arguments.json, done="transcribed") as report:
         for path, reason in wanted.refused:
             report.finished(-1, Outcome.of_folder(path, reason))
         report.begin({})
         for number, job in enumerate(wanted.jobs):
             report.finished(number, _transcribe(number, job, transcriber, arguments, report))
-        report.summary("transcribed")
+        report.summary()
         return 1 if any(outcome.status == "failed" for outcome in report.outcomes) else 0
 
 
