@@ -16,11 +16,10 @@ from pathlib import Path
 
 import torch
 
-from harmonic_lowering.engines.triton import core
-
 from ..common.machine import record
 from ..common.tables import write_rows
 from ..layers.rows import LayerRow
+from .measure import no_card
 from .page import TABLE, report, write_page
 from .run import Cell, Options, cells, measure_all
 
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--minutes must be a number > 0, got {arguments.minutes}")
     if arguments.toy and arguments.output == TABLE:
         parser.error("--toy measures nothing: give it an --output of its own")
-    if not arguments.toy and (reason := _no_card(arguments.device)):
+    if not arguments.toy and (reason := no_card(arguments.device)):
         parser.error(reason)
     options = Options(
         device=arguments.device, minutes=arguments.minutes, toy=arguments.toy,
@@ -82,18 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(places)} of {len(cells(options))} cells measured; {arguments.output}, {page}")
     failed = [r for r in rows if r.column in ("triton", "conv2d") and r.median_ms is None]
     return INTERRUPTED if interrupted else 1 if failed else 0
-
-
-def _no_card(device: str) -> str | None:
-    if core.is_interpreted():
-        return "TRITON_INTERPRET is set: the kernels would be interpreted, not measured"
-    try:
-        if torch.device(device).type != "cuda":
-            return f"device {device!r} is no card: this measures NVIDIA's"
-        return core.unsupported_reason(torch.empty(0, device=device))
-    except (RuntimeError, AssertionError) as error:
-        lines = str(error).splitlines() or ["it has no message"]
-        return f"device {device!r} cannot be used here: {lines[0]}"
 
 
 def environment(device: str) -> dict[str, str]:

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from harmonic_lowering.engines.triton import core
+
 from ..layers.columns import build
 from ..layers.measure import FORMATS, Trial, synchronise
 from ..layers.peer import deform
 
-__all__ = ["PRECISIONS", "CardTrial", "captured", "pass_of", "precision", "repeated"]
+__all__ = ["PRECISIONS", "CardTrial", "captured", "no_card", "pass_of", "precision", "repeated"]
 
 # What float32 means, and the dtype of each.
 PRECISIONS = {"bfloat16": "bfloat16", "tf32": "float32", "float32": "float32"}
@@ -36,6 +38,19 @@ class CardTrial(Trial):
             module.engine = "triton"  # type: ignore[assignment]
         module = module.to(self.device, getattr(torch, self.dtype))
         return module.to(memory_format=FORMATS[self.memory_format])  # type: ignore[call-overload,no-any-return]
+
+
+def no_card(device: str) -> str | None:
+    """Return why nothing can be measured on a device, or None."""
+    if core.is_interpreted():
+        return "TRITON_INTERPRET is set: the kernels would be interpreted, not measured"
+    try:
+        if torch.device(device).type != "cuda":
+            return f"device {device!r} is no card: this measures NVIDIA's"
+        return core.unsupported_reason(torch.empty(0, device=device))
+    except (RuntimeError, AssertionError) as error:
+        lines = str(error).splitlines() or ["it has no message"]
+        return f"device {device!r} cannot be used here: {lines[0]}"
 
 
 @contextmanager

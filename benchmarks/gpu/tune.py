@@ -31,9 +31,9 @@ from harmonic_lowering.engines import geometry_of
 from harmonic_lowering.engines.triton import core, plan
 
 from ..common.tables import markdown, write_rows
-from ..layers.measure import FORMATS, synchronise
+from ..layers.measure import FORMATS
 from ..layers.settings import SETTINGS, Setting, toy
-from .measure import PRECISIONS, precision
+from .measure import PRECISIONS, no_card, precision, repeated
 
 __all__ = ["main"]
 
@@ -44,7 +44,8 @@ CHOSEN = {name: SETTINGS[name] for name in ("3", "1", "1a", "3a")} | {
     "few": replace(SETTINGS["3"], name="few", in_channels=2, out_channels=16),
     "many": Setting("many", 1, 3, 128, 128, in_channels=64, out_channels=64),
 }
-_CALLS, _ROUNDS = 10, 3
+_ROUNDS = 3
+_SHARE_FOR_COMPILING = 0.6  # of the time, at most
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = "cpu" if arguments.toy else "cuda"
     if not 0 < arguments.minutes < 1e6:
         parser.error(f"--minutes must be a number > 0, got {arguments.minutes}")
-    if arguments.toy != core.is_interpreted():
-        parser.error(
-            "--toy interprets the kernels, so it needs TRITON_INTERPRET=1 in the environment"
-            if arguments.toy
-            else "TRITON_INTERPRET is set: the kernels would be interpreted, not measured"
-        )
-    if reason := core.unsupported_reason():
+    if arguments.toy and not core.is_interpreted():
+        parser.error("--toy interprets the kernels: set TRITON_INTERPRET=1 in the environment")
+    if reason := core.unsupported_reason() if arguments.toy else no_card(device):
         parser.error(f"nothing to tune here: {reason}")
     todo = trials() if not arguments.toy else list(_toy_trials())
     deadline = time.monotonic() + 60 * arguments.minutes
     if not arguments.toy:
-        _compile(todo, 0.6 * 60 * arguments.minutes)
+        _compile(todo, _SHARE_FOR_COMPILING * 60 * arguments.minutes)
     rows: list[Row] = []
     for place, group in itertools.groupby(todo, lambda trial: trial.place):
         if time.monotonic() > deadline:
@@ -141,8 +138,10 @@ def _tiles(setting: Setting, which: str) -> Iterator[tuple[int, ...]]:
 
 
 def _toy_trials() -> Iterator[Trial]:
-    for which, tiles in zip(PASSES, ((16, 16, 16, 4, 2),) * 3, strict=True):
-        yield Trial(replace(toy(SETTINGS["3a"]), batch=1), "tf32", which, "copied", tiles)
+    for which in PASSES:
+        yield Trial(
+            replace(toy(SETTINGS["3a"]), batch=1), "tf32", which, "copied", (16, 16, 16, 4, 2)
+        )
 
 
 # -------------------------------------------------------------------- one kernel
@@ -224,6 +223,7 @@ def _compile(todo: Sequence[Trial], seconds: float) -> None:
 
 def _compile_some(todo: Sequence[Trial], seconds: float) -> int:
     began, done = time.monotonic(), 0
+    core._PACKED_FROM = 0  # at a batch of one, pack as for the whole
     for trial in todo:
         if time.monotonic() - began > seconds:
             break
@@ -231,10 +231,7 @@ def _compile_some(todo: Sequence[Trial], seconds: float) -> int:
         tensors = _tensors(replace(trial.setting, batch=1), dtype, trial.source, "cuda")
         try:
             with _chosen(trial):
-                # the packing of a weight depends on the size of the whole batch
-                packed_from, core._PACKED_FROM = core._PACKED_FROM, 0
                 _kernel(trial, *tensors)()
-                core._PACKED_FROM = packed_from
             done += 1
         except core.CannotRunError:
             core._failures.clear()  # tiles that do not fit; they will be left out
@@ -245,34 +242,29 @@ def _timed(group: Sequence[Trial], device: str) -> Iterator[Row]:
     """Time the trials of one place."""
     first = group[0]
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU (toy sizes, interpreted)"
-    baseline: dict[str, float] = {}
-    for trial in group:
-        layout = "channels_last" if trial.source == "channels_last" else "contiguous"
-        tensors = _tensors(first.setting, PRECISIONS[first.precision], layout, device)
-        with _chosen(trial):
-            if layout not in baseline:
-                baseline[layout] = _microseconds(_conv2d(trial, *tensors), device)
+    for source, trials_of_it in itertools.groupby(group, lambda trial: trial.source):
+        tensors = _tensors(first.setting, PRECISIONS[first.precision], source, device)
+        with precision(first.precision):
+            baseline = _microseconds(_conv2d(first, *tensors), device)
+        for trial in trials_of_it:
             try:
-                us = _microseconds(_kernel(trial, *tensors), device)
+                with _chosen(trial):
+                    us = _microseconds(_kernel(trial, *tensors), device)
             except core.CannotRunError:
                 core._failures.clear()
                 continue
-        text = "/".join(map(str, trial.tiles))
-        yield Row(*trial.place, trial.source, text, us, baseline[layout], name, torch.__version__)
+            text = "/".join(map(str, trial.tiles))
+            yield Row(*trial.place, source, text, us, baseline, name, torch.__version__)
 
 
 def _microseconds(run: Callable[[], object], device: str) -> float:
     """Return the median time of a call among calls back to back."""
-    run()
-    run()
+    several, calls = repeated(run, device)
     times = []
     for _ in range(_ROUNDS):
-        synchronise(device)
         began = time.perf_counter()
-        for _ in range(_CALLS):
-            run()
-        synchronise(device)
-        times.append((time.perf_counter() - began) / _CALLS)
+        several()
+        times.append((time.perf_counter() - began) / calls)
     return 1e6 * statistics.median(times)
 
 
