@@ -32,7 +32,7 @@ needs_triton = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 LONG = {
     "tiles": fixed_case(shape=(1, 3, 4, 140), taps={"anchor": 1}),
     "seven columns": fixed_case(shape=(1, 2, 3, 140), frames=7, padding=3, out_channels=5),
-    "dilated tiles": fixed_case(shape=(2, 1, 3, 65), dilation=2, padding=1, groups=2),
+    "dilated tiles": fixed_case(shape=(2, 1, 3, 140), dilation=2, padding=1, groups=2),
     "no padding": fixed_case(shape=(1, 2, 3, 131), padding=0, bias=False),
     "many channels, not blended": fixed_case(
         shape=(1, 34, 3, 9), out_channels=18, taps={"anchor": 1}

@@ -76,6 +76,7 @@ def apply(
             frame = (t * stride + (tau * dilation - padding))[:, None]
         inside = (frame >= 0) & (frame < source_frames * spread) & (frame % spread == 0)
         place = source + (frame // spread) * source_frame + (c * source_channel)[None, :]
+        # Adding c * 0 makes a vector of what is one number where a step has one pair.
         first = tl.load(row + 2 * pair) + c * 0
         terms = tl.load(
             place + (first * source_row)[None, :], mask=inside & real[None, :], other=0.0

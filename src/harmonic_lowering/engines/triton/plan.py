@@ -48,9 +48,8 @@ def _on_device(
     @byte_bounded_cache
     def cached(taps: FrequencyTaps, device: torch.device, n_bins: int, stride: int) -> Pairs:
         with making_constants():
-            table = build(taps, n_bins, stride)
-            moved = {name: getattr(table, name).to(device) for name in Pairs._fields[:-1]}
-            return table._replace(**moved)
+            entries = build(taps, n_bins, stride)
+            return Pairs._make(e.to(device) if isinstance(e, Tensor) else e for e in entries)
 
     return wraps(build)(cached)
 
@@ -116,8 +115,9 @@ def _table(found: Iterable[Pair], n: int) -> Pairs:
 
 
 # -------------------------------------------------------------------- tiles
-# Those of Settings 1 and 3 were the fastest of some thirty on an H100 (docs/gpu.md). All compile
-# without spilled registers for capabilities 8.0 to 10.0 (tests/test_triton.py).
+# Those of Settings 1 and 3 were the fastest of some thirty on an H100, or within a quarter of it
+# (docs/gpu-tiles.csv). All compile without spilled registers for capabilities 8.0 to 10.0
+# (tests/test_triton.py).
 
 
 class Tiles(NamedTuple):
