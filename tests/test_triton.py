@@ -118,7 +118,7 @@ def test_kernels_agree_with_the_reference_in_float16(name, interpreted):
 @pytest.mark.parametrize("name", ["groups", "many channels"])
 def test_packed_weights(name, interpreted, monkeypatch):
     """As they are for large results."""
-    monkeypatch.setattr(core, "_PACKED_FROM", 0)
+    monkeypatch.setattr(core, "_COPIED_FROM", 0)
     assert_parity(CASES[name], torch.float32)
     assert_parity(CASES[name], torch.float32, form="channels last")
 
@@ -194,8 +194,9 @@ def test_an_infinity_in_a_row_that_is_not_read_stays_there(interpreted):
     for frames in (5, 66):
         y = harmonic_conv2d(x[..., :frames], w, padding=1, anchor=2, engine="triton")
         wanted = harmonic_conv2d(x[..., :frames], w, padding=1, anchor=2, engine="reference")
-        torch.testing.assert_close(y, wanted)
+        torch.testing.assert_close(y[:, :, :5], wanted[:, :, :5])
         assert y[0, 0, :5].isfinite().all()
+        assert not y[0, 0, 5].isfinite().any()
 
 
 @needs_triton
@@ -356,11 +357,11 @@ def compiled(*arguments):
 )
 def test_kernels_compile_without_spilling(arguments):
     found = compiled(*arguments)
-    assert {row["kernel"] for row in found} == {"apply", "weight_grad"}
-    assert {row["mixed"] for row in found} == {True, False, None}
+    assert {row["kernel"] for row in found} == {"apply", "copy", "weight_grad"}
+    assert {row["phases"] for row in found} == {1, 2, None}
     for row in found:
         assert row["spilled"] == 0, row
-        assert row["tensor_cores"], row
+        assert row["tensor_cores"] == (row["kernel"] != "copy"), row
         assert row["shared"] <= 99 << 10, row  # what the smallest card since 8.0 has
 
 
@@ -428,13 +429,18 @@ def test_memory_layouts_on_a_card(form, card, exact_float32):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", [3, 5, 7])
-def test_the_papers_shapes_on_a_card(kernel, card):
-    """In TF32, beside the same in float64; twice, and bitwise equal."""
+@pytest.mark.parametrize("form", ["contiguous", "channels last"])
+@pytest.mark.parametrize(
+    ("kernel", "given", "tolerance"),
+    [(3, torch.float32, 2e-3), (7, torch.float32, 2e-3), (5, torch.bfloat16, 2e-2)],
+)
+def test_the_papers_shapes_on_a_card(kernel, given, tolerance, form, card):
+    """In TF32 and bfloat16, beside the same in float64; twice, and bitwise equal."""
     layer = HarmonicConv2d(16, 32, kernel, padding=kernel // 2, anchor=kernel, device=card)
-    x = torch.randn(4, 16, 128, 128, device=card, requires_grad=True)
+    layer = layer.to(given)
+    x = layout(torch.randn(16, 16, 128, 128, device=card, dtype=given), form)
     found = []
-    for engine, dtype in (("triton", torch.float32),) * 2 + (("lowering", torch.float64),):
+    for engine, dtype in (("triton", given),) * 2 + (("lowering", torch.float64),):
         layer.engine = engine
         wide, leaf = layer.to(dtype), x.detach().to(dtype).requires_grad_()
         y = wide(leaf)
@@ -442,7 +448,7 @@ def test_the_papers_shapes_on_a_card(kernel, card):
     once, again, exact = found
     for ours, same, truth in zip(once, again, exact, strict=True):
         assert torch.equal(ours, same)
-        assert (ours - truth).norm() / truth.norm() < 2e-3
+        assert (ours - truth).norm() / truth.norm() < tolerance
 
 
 @pytest.mark.gpu

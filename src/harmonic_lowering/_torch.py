@@ -41,6 +41,7 @@ __all__ = [
     "is_jit_tracing",
     "is_plain",
     "is_released",
+    "knows_autocast",
     "making_constants",
     "may_be_autocasting",
     "mixes_fake_tensors",
@@ -272,6 +273,12 @@ def making_constants() -> Iterator[None]:
     finally:
         if state is not None:
             torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
+
+
+@compile_time_constant  # torch 2.11 cannot trace it
+def knows_autocast(device: str) -> bool:
+    """Whether a type of device has autocasting."""
+    return torch.amp.is_autocast_available(device)
 
 
 def may_be_autocasting() -> bool:

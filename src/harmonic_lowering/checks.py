@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import UninitializedBuffer, UninitializedParameter
 
-from ._torch import is_released, may_be_autocasting, mixes_fake_tensors
+from ._torch import is_released, knows_autocast, may_be_autocasting, mixes_fake_tensors
 
 __all__ = [
     "IntPair",
@@ -357,7 +357,7 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     if not may_be_autocasting():
         return tensor.dtype
     device = tensor.device.type
-    known = torch.amp.is_autocast_available(device)
+    known = knows_autocast(device)
     if tensor.dtype == torch.float64 or not known or not torch.is_autocast_enabled(device):
         return tensor.dtype
     return torch.get_autocast_dtype(device)

@@ -20,8 +20,8 @@ from ..lowering import memory_format
 from . import plan
 
 __all__ = [
-    "MEASURED_CAPABILITIES", "CannotRunError", "auto_reason", "input_grad", "output",
-    "unsupported_reason", "weight_grad",
+    "MEASURED_CAPABILITIES", "CannotRunError", "as_gradients_read", "auto_reason", "input_grad",
+    "output", "unsupported_reason", "weight_grad",
 ]  # fmt: skip
 
 Shape = tuple[int, ...]  # or strides
@@ -35,13 +35,14 @@ LEAST_CAPABILITY = (8, 0)  # tensor cores that take TF32 and bfloat16
 MEASURED_CAPABILITIES: frozenset[tuple[int, int]] = frozenset()
 
 _REACH = 1 << 31  # elements of one batch item, which the kernels count in 32 bits
-_PACKED_FROM = 1 << 20  # elements of a result: packing the weight then costs less than it saves
+# Copies of what is read often, in the layout that is read fastest, are launches of their own.
+_COPIED_FROM = 1 << 22  # elements of a tensor, or of the result for a weight
 _CHANNELS_IN_A_PIECE = 16  # whole vectors of every dtype
 _TOO_LARGE = "a batch item has 2**31 elements or more"
 _PARTIAL_BYTES = 16 << 20  # of all partial sums of the weight's gradient
 _PROGRAMS_PER_PROCESSOR = 8  # many, because taps differ in live rows
 _failures: dict[torch.device, str] = {}  # which did not compile or launch, and why
-_in_graphs: list[plan.Pairs] = []  # tables that a captured CUDA graph reads for as long as it lives
+_in_graphs: list[plan.Reads] = []  # tables that a captured CUDA graph reads for as long as it lives
 
 
 class CannotRunError(NotImplementedError):
@@ -159,14 +160,14 @@ def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
         device=input.device,
         memory_format=memory_format(input, weight),
     )
-    table = plan.pairs(geometry.taps, input.device, input.shape[2], geometry.stride[0])
+    table = plan.reads(geometry.taps, input.device, input.shape[2], geometry.stride[0])
     _apply(input, weight, bias, result, table, geometry, adjoint=False)
     return result
 
 
 def input_grad(grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor) -> None:
     """Compute the input's gradient: the output's, through the flipped kernel and P_jᵀ."""
-    table = plan.pairs_of_adjoint(geometry.taps, grad.device, result.shape[2], geometry.stride[0])
+    table = plan.reads_of_adjoint(geometry.taps, grad.device, result.shape[2], geometry.stride[0])
     _apply(grad, weight, None, result, table, geometry, adjoint=True)
 
 
@@ -174,8 +175,9 @@ def weight_grad(
     input: Tensor, grad: Tensor, geometry: Geometry, result: Tensor, bias: Tensor | None
 ) -> None:
     """Compute the weight's gradient, and the bias's if there is a tensor for it."""
-    table = plan.pairs_by_tap(geometry.taps, input.device, input.shape[2], geometry.stride[0])
-    source, given = _as_read(input, table), _as_read(grad, table)
+    table = plan.reads_by_tap(geometry.taps, input.device, input.shape[2], geometry.stride[0])
+    layout = _weight_grad_layout(input, grad, geometry, table, result.shape[3])
+    source, given = _copied(input, *layout), _copied(grad, *layout)
     launch = _weight_grad_launch(
         geometry, _precision(source), source.device, result.shape, source.shape, source.stride(),
         given.shape, given.stride(), table.blends,
@@ -197,12 +199,12 @@ def weight_grad(
 
 
 def _apply(
-    source: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, table: plan.Pairs,
+    source: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, table: plan.Reads,
     geometry: Geometry, *, adjoint: bool,
 ) -> None:  # fmt: skip
-    source, weight = _as_read(source, table), weight.resolve_neg()
-    weight = _by_group(weight, geometry.groups)
-    if target.numel() >= _PACKED_FROM:
+    source = _copied(source, 1, _apply_layout(source, geometry, table, weight.shape[3]))
+    weight = _by_group(weight.resolve_neg(), geometry.groups)
+    if target.numel() >= _COPIED_FROM:
         weight = _packed(weight, adjoint=adjoint)
     launch = _apply_launch(
         geometry, _precision(source), source.shape, source.stride(), weight.shape, weight.stride(),
@@ -218,6 +220,7 @@ class _Launch(NamedTuple):
     grid: tuple[int, ...]
     numbers: tuple[int, ...]
     constants: dict[str, Any]  # what a kernel is compiled for
+    compiled: dict[Any, Any]  # what Triton made of it, by what else that depends on
 
 
 @lru_cache(maxsize=1024)  # small calls cost their launches
@@ -229,17 +232,20 @@ def _apply_launch(
     _check_reach((source, source_stride), (target, target_stride))
     groups, kernel_frames, n_frames = geometry.groups, weight[-1], target[3]
     channels, out_channels = source[1] // groups, target[1] // groups
-    size = plan.tiles(precision, channels, out_channels, n_frames)
-    n_tiles = -(-n_frames // size.frames)
-    out_tiles = -(-out_channels // size.channels)
     of_group, of_output, of_input, of_tap, of_frame = weight_stride
     padding, (stride, spread) = geometry.padding[0], (geometry.stride[1], 1)
     if adjoint:
         of_output, of_input = of_input, of_output
         padding = geometry.span(kernel_frames) - 1 - padding
         stride, spread = spread, stride
+    size = plan.tiles(
+        precision, channels, out_channels, kernel_frames, n_frames,
+        blends=blends, regular=stride == spread == geometry.dilation == 1,
+    )  # fmt: skip
+    n_tiles = -(-n_frames // (size.frames * size.phases))
+    out_tiles = -(-out_channels // size.channels)
     return _Launch(
-        (target[0] * target[2] * n_tiles, groups * out_tiles),
+        (target[0] * target[2] * n_tiles, groups * out_tiles, 1),
         (
             target[2], n_frames, source[3], out_channels, n_tiles, out_tiles,
             *source_stride, *target_stride, of_group, of_output, of_input, of_tap, of_frame,
@@ -247,10 +253,12 @@ def _apply_launch(
         ),
         {
             "CHANNELS": channels, "KERNEL_FRAMES": kernel_frames, "FLIP": adjoint,
+            "SPREADS": spread > 1, "WIDTH": min(size.depth, plan.power_of_two(channels, 1)),
             "HAS_BIAS": has_bias, "BLENDS": blends, "PRECISION": precision,
-            "FRAMES": size.frames, "OUT": size.channels, "DEPTH": size.depth,
-            "num_warps": size.num_warps, "num_stages": size.num_stages,
+            "FRAMES": size.frames, "PHASES": size.phases, "OUT": size.channels,
+            "DEPTH": size.depth, "num_warps": size.num_warps, "num_stages": size.num_stages,
         },
+        {},
     )  # fmt: skip
 
 
@@ -279,10 +287,25 @@ def _weight_grad_launch(
         {
             "CHANNELS": channels, "KERNEL_FRAMES": kernel_frames, "BLENDS": blends,
             "PRECISION": precision, "DEPTH": size.depth, "OUT": size.channels,
-            "FRAMES": size.frames,
+            "FRAMES": size.frames, "EVEN": n_frames % size.frames == 0,
             "num_warps": size.num_warps, "num_stages": size.num_stages,
         },
+        {},
     )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _copy_launch(shape: Shape, source_stride: Shape, target_stride: Shape) -> _Launch:
+    _check_reach((shape, source_stride), (shape, target_stride))
+    batch, channels, rows, frames = shape
+    size = {"FRAMES": 64, "CHANNELS": min(32, plan.power_of_two(channels))}
+    n_tiles = -(-frames // size["FRAMES"])
+    return _Launch(
+        (batch * rows * n_tiles, -(-channels // size["CHANNELS"]), 1),
+        (rows, frames, channels, n_tiles, *source_stride, *target_stride),
+        {**size, "num_warps": 4, "num_stages": 1},
+        {},
+    )
 
 
 def _programs_wanted(device: torch.device) -> int:
@@ -291,16 +314,50 @@ def _programs_wanted(device: torch.device) -> int:
     return _PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _as_read(tensor: Tensor, table: plan.Pairs) -> Tensor:
-    """Return a tensor as the kernels read it: a copy in channels-last format if rows are blended.
+def as_gradients_read(grad: Tensor, geometry: Geometry, input: Tensor, weight: Tensor) -> Tensor:
+    """Return the output's gradient as both other gradients read it: copied once, not twice."""
+    table = plan.reads_by_tap(geometry.taps, input.device, input.shape[2], geometry.stride[0])
+    dim, often = _weight_grad_layout(input, grad, geometry, table, weight.shape[3])
+    return _copied(grad, dim, often) if dim == 1 else grad
+
+
+def _apply_layout(source: Tensor, geometry: Geometry, table: plan.Reads, columns: int) -> bool:
+    """Return whether to copy the source to channels-last format.
 
     There 16 bytes are channels of one frame, which every kernel column and tap reads in one piece.
     With frames side by side, each column begins elsewhere, and Triton reads number by number.
     """
+    times = len(table.row) * columns / max(1, source.shape[2])  # that a number is read
+    return columns > 1 and times * source.element_size() > 16 and _in_pieces(source, geometry)
+
+
+def _weight_grad_layout(
+    input: Tensor, grad: Tensor, geometry: Geometry, table: plan.Reads, columns: int
+) -> tuple[int, bool]:
+    """Return the dimension to lie side by side in memory, and whether that is worth copies.
+
+    Products of TF32 take what is summed, frames, side by side; those of half types take either.
+    """
+    often = len(table.row) * columns > 8 * max(1, input.shape[2])
+    if input.dtype == torch.float32:
+        return 3, often
+    return 1, often and _in_pieces(input, geometry) and _in_pieces(grad, geometry)
+
+
+def _in_pieces(tensor: Tensor, geometry: Geometry) -> bool:
+    return tensor.shape[1] // geometry.groups >= _CHANNELS_IN_A_PIECE
+
+
+def _copied(tensor: Tensor, dim: int, often: bool) -> Tensor:
+    """Return a large tensor that is read often with the numbers of a dimension side by side."""
     tensor = tensor.resolve_neg()
-    if table.blends and tensor.shape[1] >= _CHANNELS_IN_A_PIECE and tensor.stride(1) != 1:
-        return tensor.contiguous(memory_format=torch.channels_last)
-    return tensor
+    if not often or tensor.stride(dim) == 1 or tensor.numel() < _COPIED_FROM:
+        return tensor
+    form = torch.channels_last if dim == 1 else torch.contiguous_format
+    result = torch.empty_like(tensor, memory_format=form)
+    launch = _copy_launch(tensor.shape, tensor.stride(), result.stride())
+    _launch("copy", tensor.device, launch, None, tensor, result)
+    return result
 
 
 def _by_group(weight: Tensor, groups: int) -> Tensor:
@@ -308,17 +365,21 @@ def _by_group(weight: Tensor, groups: int) -> Tensor:
 
 
 def _packed(weight: Tensor, *, adjoint: bool) -> Tensor:
-    """Return a copy in which what the outputs take of one term of the sum lies side by side.
+    """Return a copy in which all that one output takes of a tap lies side by side.
 
     A weight is (group, out, in, tap, frame) here; the adjoint sums over the outputs.
     """
     if adjoint:
-        return weight.permute(0, 3, 1, 4, 2).contiguous().permute(0, 2, 4, 1, 3)
-    return weight.permute(0, 3, 2, 4, 1).contiguous().permute(0, 4, 2, 1, 3)
+        return weight.permute(0, 3, 2, 4, 1).contiguous().permute(0, 4, 2, 1, 3)
+    return weight.permute(0, 3, 1, 4, 2).contiguous().permute(0, 2, 4, 1, 3)
 
 
 def _launch(
-    name: str, device: torch.device, launch: _Launch, table: plan.Pairs, *tensors: Tensor | None
+    name: str,
+    device: torch.device,
+    launch: _Launch,
+    table: plan.Reads | None,
+    *tensors: Tensor | None,
 ) -> None:
     """Launch a kernel; what keeps Triton from compiling it is remembered.
 
@@ -331,14 +392,22 @@ def _launch(
         return
     if reason := _failures.get(device):
         raise CannotRunError(reason)
-    _keep_for_graphs(table)
+    if table and device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _in_graphs.append(table)  # caches may drop it, graphs not
+    arguments = (*tensors, *(table[:4] if table else ()), *launch.numbers)
+    variant = device, *(t if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors)
     try:
         with _device(device):
+            if compiled := launch.compiled.get(variant):
+                kernel, constants = compiled
+                kernel[launch.grid](*arguments, *constants)
+                return
             # Fused multiply-adds are Triton's default, which it warns that it will change.
-            getattr(_kernels(), name)[launch.grid](
-                *tensors, table.pointer, table.other, table.row, table.share, *launch.numbers,
-                **launch.constants, enable_fp_fusion=True,
-            )  # fmt: skip
+            kernel = getattr(_kernels(), name)
+            compiled = kernel[launch.grid](*arguments, **launch.constants, enable_fp_fusion=True)
+            if compiled is not None and _compiled_kernels_take_constants():
+                names = [parameter.name for parameter in kernel.params[len(arguments) :]]
+                launch.compiled[variant] = compiled, [launch.constants[name] for name in names]
     except Exception as error:  # Triton, its assembler, a C compiler, the driver: anything
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -348,6 +417,13 @@ def _launch(
             f"({type(error).__name__}: {what})"
         )
         raise CannotRunError(_failures[device]) from error
+
+
+@cache
+def _compiled_kernels_take_constants() -> bool:
+    """Whether what Triton compiled can be called as below: a third of its usual launch."""
+    major, minor = importlib.import_module("triton").__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (3, 4)
 
 
 @cache
@@ -371,9 +447,3 @@ def _precision(tensor: Tensor) -> str:
 def _check_reach(*layouts: tuple[Shape, Shape]) -> None:
     if any(_reach(*layout) >= _REACH for layout in layouts):
         raise CannotRunError(_TOO_LARGE)
-
-
-def _keep_for_graphs(table: plan.Pairs) -> None:
-    """Keep a table for ever if a CUDA graph is being captured: caches may drop it, graphs not."""
-    if table.row.is_cuda and torch.cuda.is_current_stream_capturing():
-        _in_graphs.append(table)

@@ -102,6 +102,8 @@ class _Convolution(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain_call(grad):
             return *operators.gradients(geometry, needs, input, weight, grad), None, None
         try:
+            if needs[0] and needs[1]:
+                grad = core.as_gradients_read(grad, geometry, input, weight)
             gradients = operators.gradients_by(core, geometry, needs, input, weight, bias, grad)
             return *gradients, None, None
         except core.CannotRunError:

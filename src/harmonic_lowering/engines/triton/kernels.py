@@ -10,7 +10,7 @@ torch may do, they run on the CPU, slowly.
 import triton
 import triton.language as tl
 
-__all__ = ["apply", "weight_grad"]
+__all__ = ["apply", "copy", "weight_grad"]
 
 # Sizes for which Triton is not to compile again, although they are 1 or multiples of 16.
 _SIZES = ["target_rows", "batch", "n_tiles", "depth_tiles", "out_tiles", "padding"]
@@ -19,89 +19,92 @@ _SIZES = ["target_rows", "batch", "n_tiles", "depth_tiles", "out_tiles", "paddin
 @triton.jit(do_not_specialize=_SIZES)
 def apply(
     source, weight, bias, target,
-    pointer, tap, row, share,  # plan.Pairs
+    pointer, tap, row, share,  # plan.Reads
     target_rows, target_frames, source_frames, out_channels, n_tiles, out_tiles,
     source_batch, source_channel, source_row, source_frame,  # strides from here …
     target_batch, target_channel, target_row, target_frame,
     weight_group, weight_out, weight_in, weight_tap, weight_frame,  # … to here
     stride, spread, dilation, padding,
     CHANNELS: tl.constexpr, KERNEL_FRAMES: tl.constexpr, FLIP: tl.constexpr,
-    HAS_BIAS: tl.constexpr, BLENDS: tl.constexpr, PRECISION: tl.constexpr,
-    FRAMES: tl.constexpr, OUT: tl.constexpr, DEPTH: tl.constexpr,
+    SPREADS: tl.constexpr, HAS_BIAS: tl.constexpr, BLENDS: tl.constexpr, PRECISION: tl.constexpr,
+    FRAMES: tl.constexpr, PHASES: tl.constexpr, OUT: tl.constexpr,
+    DEPTH: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Compute one target row of one batch item: some frames, some output channels of a group.
 
-    Y[t, o] = bias[o] + Σ_pairs Σ_τ Σ_c blend[c, t·stride + τ·dilation − padding]·W[o, c, tap, τ]
+    Y[t, o] = bias[o] + Σ_reads Σ_τ Σ_c X[c, row, t·stride + τ·dilation − padding]
+                                        · share·W[o, c, tap, τ]
 
     A `spread` above 1 puts that many frames − 1 of zeros between the frames of the source, which
     is how the gradient of a strided convolution is one again; FLIP reverses the kernel's columns.
 
-    The sums over pairs, τ and c are one sum, of DEPTH terms a step. They are channels of one pair
-    and kernel column, unless there are too few channels for that.
+    The sums over reads, τ and c are one sum, of DEPTH terms a step: WIDTH channels of some columns
+    of the kernel. Rows of the product are frames, and its columns output channels. With two PHASES
+    a row is two frames, and columns are the outputs of the first and of the second, whose kernels
+    are the same one, a column apart: fewer numbers are read for more multiplications, of which one
+    in K_t + 1 is by zero. So a NaN spreads to one frame more than with one phase.
     """
     # ---- which part of the target this program owns
     part = tl.program_id(0)
     f = part // n_tiles % target_rows
     item = (part // n_tiles // target_rows).to(tl.int64)
     group = (tl.program_id(1) // out_tiles).to(tl.int64)
-    t = part % n_tiles * FRAMES + tl.arange(0, FRAMES)
-    o = tl.program_id(1) % out_tiles * OUT + tl.arange(0, OUT)
+    first = part % n_tiles * FRAMES * PHASES
+    first_out = tl.program_id(1) % out_tiles * OUT
     source += item * source_batch + group * CHANNELS * source_channel
     weight += group * weight_group
 
     # ---- the sum
-    MIXED: tl.constexpr = CHANNELS < DEPTH
-    CHUNKS: tl.constexpr = (CHANNELS + DEPTH - 1) // DEPTH
+    COLUMNS: tl.constexpr = DEPTH // WIDTH  # of the kernel, in a step
+    SPAN: tl.constexpr = KERNEL_FRAMES + PHASES - 1  # columns that are read
+    TURNS: tl.constexpr = (SPAN + COLUMNS - 1) // COLUMNS
+    STEPS: tl.constexpr = TURNS * ((CHANNELS + WIDTH - 1) // WIDTH)  # of a read
+    # Steps differ in numbers, to which these tensors are added.
+    lane = tl.arange(0, DEPTH)
+    column, channel = lane // WIDTH, lane % WIDTH
+    t = first + PHASES * tl.arange(0, FRAMES)
+    frames = (t * stride - padding)[:, None] + (column * dilation)[None, :]
+    offsets = frames * source_frame + (channel * source_channel)[None, :]
+    n = tl.arange(0, PHASES * OUT)
+    o = first_out + n % OUT
+    columns = column[:, None] - (n // OUT)[None, :]  # of the kernel, for each phase
+    kernel_offsets = (-columns if FLIP else columns) * weight_frame
+    kernel_offsets += (channel * weight_in)[:, None] + (o * weight_out)[None, :]
+
     begin = tl.load(pointer + f)
-    n_pairs = tl.load(pointer + f + 1) - begin
-    if MIXED:
-        n_steps = (n_pairs * KERNEL_FRAMES * CHANNELS + DEPTH - 1) // DEPTH
-    else:
-        n_steps = n_pairs * KERNEL_FRAMES * CHUNKS
-    acc = tl.full((FRAMES, OUT), 0.0, tl.float32)
-    for step in range(n_steps):
-        if MIXED:
-            q = step * DEPTH + tl.arange(0, DEPTH)
-            number = q // (KERNEL_FRAMES * CHANNELS)
-            tau = q // CHANNELS % KERNEL_FRAMES
-            c = q % CHANNELS
-            real = number < n_pairs
-            pair = tl.where(real, begin + number, begin)
-            frame = t[:, None] * stride + (tau * dilation - padding)[None, :]
+    n_reads = tl.load(pointer + f + 1) - begin
+    acc = tl.full((FRAMES, PHASES * OUT), 0.0, tl.float32)
+    for step in range(n_reads * STEPS):
+        read = begin + step // STEPS
+        tau = step % TURNS * COLUMNS
+        c = step // TURNS % (STEPS // TURNS) * WIDTH
+        frame = frames + tau * dilation
+        inside = frame.to(tl.uint32) < source_frames * spread  # nor is it below 0
+        real = column < SPAN - tau
+        if CHANNELS % WIDTH != 0:
+            real = real & (channel < CHANNELS - c)
+        place = source + tl.load(row + read) * source_row + c * source_channel
+        if SPREADS:
+            place += (frame // spread) * source_frame + (channel * source_channel)[None, :]
+            inside = inside & (frame % spread == 0)
         else:
-            pair = begin + step // (KERNEL_FRAMES * CHUNKS)
-            tau = step // CHUNKS % KERNEL_FRAMES
-            c = step % CHUNKS * DEPTH + tl.arange(0, DEPTH)
-            real = c < CHANNELS
-            frame = (t * stride + (tau * dilation - padding))[:, None]
-        inside = (frame >= 0) & (frame < source_frames * spread) & (frame % spread == 0)
-        place = source + (frame // spread) * source_frame + (c * source_channel)[None, :]
-        # Adding c * 0 makes a vector of what is one number where a step has one pair.
-        first = tl.load(row + 2 * pair) + c * 0
-        terms = tl.load(
-            place + (first * source_row)[None, :], mask=inside & real[None, :], other=0.0
-        )
-        if BLENDS:
-            second = tl.load(row + 2 * pair + 1) + c * 0
-            above = tl.load(
-                place + (second * source_row)[None, :],
-                mask=inside & (real & (second >= 0))[None, :],
-                other=0.0,
-            )
-            # In float32: the 8 bits of a half type would round the shares.
-            blend = terms.to(tl.float32) * (tl.load(share + 2 * pair) + c * 0.0)[None, :]
-            blend += above.to(tl.float32) * (tl.load(share + 2 * pair + 1) + c * 0.0)[None, :]
-            terms = blend.to(source.dtype.element_ty)
+            place = place + tau * dilation * source_frame + offsets
+        terms = tl.load(place, mask=inside & real[None, :], other=0.0)
         k = KERNEL_FRAMES - 1 - tau if FLIP else tau
-        place = c * weight_in + (tl.load(tap + pair) * weight_tap + k * weight_frame)
-        kernel = tl.load(
-            weight + place[:, None] + (o * weight_out)[None, :],
-            mask=real[:, None] & (o < out_channels)[None, :],
-            other=0.0,
-        )
+        place = weight + tl.load(tap + read) * weight_tap + c * weight_in + k * weight_frame
+        real = real[:, None] & (o < out_channels)[None, :]
+        if PHASES != 1:
+            real = real & (columns >= -tau) & (columns < KERNEL_FRAMES - tau)
+        kernel = tl.load(place + kernel_offsets, mask=real, other=0.0)
+        if BLENDS:
+            kernel = kernel.to(tl.float32) * tl.load(share + read)
+            kernel = kernel.to(source.dtype.element_ty)
         acc = tl.dot(terms, kernel, acc, input_precision=PRECISION)
 
     # ---- the target
+    acc = tl.reshape(acc, (FRAMES * PHASES, OUT))
+    t = first + tl.arange(0, FRAMES * PHASES)
+    o = first_out + tl.arange(0, OUT)
     if HAS_BIAS:
         place = bias + group * out_channels + o
         acc += tl.load(place, mask=o < out_channels, other=0.0).to(tl.float32)[None, :]
@@ -117,18 +120,19 @@ def apply(
 @triton.jit(do_not_specialize=_SIZES)
 def weight_grad(
     source, grad, partial,
-    pointer, target, row, share,  # plan.Pairs, by tap
+    pointer, target, row, share,  # plan.Reads, by tap
     batch, grad_frames, source_frames, out_channels, n_tiles, depth_tiles, out_tiles,
     source_batch, source_channel, source_row, source_frame,  # strides
     grad_batch, grad_channel, grad_row, grad_frame,
     stride, dilation, padding,
     CHANNELS: tl.constexpr, KERNEL_FRAMES: tl.constexpr, BLENDS: tl.constexpr,
-    PRECISION: tl.constexpr, DEPTH: tl.constexpr, OUT: tl.constexpr, FRAMES: tl.constexpr,
+    EVEN: tl.constexpr, PRECISION: tl.constexpr,
+    DEPTH: tl.constexpr, OUT: tl.constexpr, FRAMES: tl.constexpr,
 ):  # fmt: skip
     """Sum a tap's share of the weight's gradient over some of its rows and batch items.
 
     partial[split, group, tap, τ·C + c, o] =
-        Σ_pairs Σ_t blend[c, t·stride + τ·dilation − padding]·G[o, target row, t]
+        Σ_reads Σ_t share·X[c, row, t·stride + τ·dilation − padding]·G[o, target row, t]
 
     The splits are summed afterwards, in their order: no atomics, so every run gives the same.
     """
@@ -142,40 +146,41 @@ def weight_grad(
     source += group * CHANNELS * source_channel
     grad += group * out_channels * grad_channel
 
+    t = tl.arange(0, FRAMES)
+    frames = (t * stride)[None, :] + (tau * dilation - padding)[:, None]
+    offsets = frames * source_frame + (c * source_channel)[:, None]
+    grad_offsets = t[:, None] * grad_frame + o[None, :] * grad_channel
+
     begin = tl.load(pointer + j)
-    n_pairs = tl.load(pointer + j + 1) - begin
-    items = batch * n_pairs
-    each = (items + n_splits - 1) // n_splits
-    stop = tl.minimum((split + 1) * each, items)
+    n_reads = tl.load(pointer + j + 1) - begin
+    each = (batch * n_reads + n_splits - 1) // n_splits
+    stop = tl.minimum((split + 1) * each, batch * n_reads)
+    item = (split * each // tl.maximum(n_reads, 1)).to(tl.int64)
+    read = begin + split * each % tl.maximum(n_reads, 1)
+    first = split * 0  # frame of a tile
     acc = tl.full((DEPTH, OUT), 0.0, tl.float32)
-    for step in range(split * each * n_tiles, stop * n_tiles):
-        number = step // n_tiles
-        item = (number // n_pairs).to(tl.int64)
-        pair = begin + number % n_pairs
-        t = step % n_tiles * FRAMES + tl.arange(0, FRAMES)
-        first = tl.load(row + 2 * pair)
-        frame = t[None, :] * stride + (tau * dilation - padding)[:, None]
-        inside = (frame >= 0) & (t < grad_frames)[None, :]
+    for _ in range(split * each * n_tiles, stop * n_tiles):
+        inside = (frames + first * stride).to(tl.uint32) < source_frames  # nor below 0
         inside = inside & (q < CHANNELS * KERNEL_FRAMES)[:, None]
-        place = source + item * source_batch + c[:, None] * source_channel + frame * source_frame
-        terms = tl.load(
-            place + first * source_row, mask=inside & (frame < source_frames), other=0.0
-        )
+        real = o[None, :] < out_channels
+        if not EVEN:
+            inside = inside & (t < grad_frames - first)[None, :]
+            real = real & (t < grad_frames - first)[:, None]
+        place = source + item * source_batch + tl.load(row + read) * source_row
+        place += first * stride * source_frame
+        terms = tl.load(place + offsets, mask=inside, other=0.0)
+        place = grad + item * grad_batch + tl.load(target + read) * grad_row + first * grad_frame
+        given = tl.load(place + grad_offsets, mask=real, other=0.0)
         if BLENDS:
-            second = tl.load(row + 2 * pair + 1)
-            # a frame below none, where there is no second row
-            limit = tl.where(second >= 0, source_frames, 0)
-            above = tl.load(place + second * source_row, mask=inside & (frame < limit), other=0.0)
-            blend = terms.to(tl.float32) * tl.load(share + 2 * pair)
-            blend += above.to(tl.float32) * tl.load(share + 2 * pair + 1)
-            terms = blend.to(source.dtype.element_ty)
-        place = grad + item * grad_batch + tl.load(target + pair) * grad_row
-        given = tl.load(
-            place + t[:, None] * grad_frame + o[None, :] * grad_channel,
-            mask=(t < grad_frames)[:, None] & (o < out_channels)[None, :],
-            other=0.0,
-        )
-        acc = tl.dot(terms, given, acc, input_precision=PRECISION)
+            acc += tl.load(share + read) * tl.dot(terms, given, input_precision=PRECISION)
+        else:
+            acc = tl.dot(terms, given, acc, input_precision=PRECISION)
+        # the next tile of frames, else the next read, else the next batch item
+        first += FRAMES
+        read += tl.where(first >= grad_frames, 1, 0)
+        first = tl.where(first >= grad_frames, 0, first)
+        item += tl.where(read == begin + n_reads, 1, 0)
+        read = tl.where(read == begin + n_reads, begin, read)
 
     n_taps = tl.num_programs(1) // depth_tiles
     n_groups = tl.num_programs(2) // out_tiles
@@ -186,3 +191,24 @@ def weight_grad(
         acc,
         mask=(q < CHANNELS * KERNEL_FRAMES)[:, None] & (o < out_channels)[None, :],
     )
+
+
+@triton.jit(do_not_specialize=["rows", "n_tiles"])
+def copy(
+    source, target,
+    rows, frames, channels, n_tiles,
+    source_batch, source_channel, source_row, source_frame,  # strides
+    target_batch, target_channel, target_row, target_frame,
+    FRAMES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Copy some frames of a row into another layout."""
+    part = tl.program_id(0)
+    row = part // n_tiles % rows
+    item = (part // n_tiles // rows).to(tl.int64)
+    t = (part % n_tiles * FRAMES + tl.arange(0, FRAMES))[:, None]
+    c = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS))[None, :]
+    real = (t < frames) & (c < channels)
+    source += item * source_batch + row * source_row
+    target += item * target_batch + row * target_row
+    numbers = tl.load(source + t * source_frame + c * source_channel, mask=real)
+    tl.store(target + t * target_frame + c * target_channel, numbers, mask=real)

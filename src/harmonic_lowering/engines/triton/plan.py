@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from ...taps import FrequencyTaps
 from ..plans import byte_bounded_cache
 
 __all__ = [
-    "GradTiles", "Pairs", "Tiles", "grad_tiles", "pairs", "pairs_by_tap", "pairs_of_adjoint",
+    "GradTiles", "Reads", "Tiles", "grad_tiles", "reads", "reads_by_tap", "reads_of_adjoint",
     "tiles",
 ]  # fmt: skip
 
@@ -22,102 +23,93 @@ __all__ = [
 # -------------------------------------------------------------------- rows
 
 
-class Pairs(NamedTuple):
-    """Which source rows are blended, for which tap and target row.
+class Reads(NamedTuple):
+    """Which source rows are read, for which tap and target row, and with which share.
 
-    Pairs ``pointer[i] … pointer[i + 1] − 1`` belong to i: a target row, or (`pairs_by_tap`) a tap;
-    `other` is the tap then, or the target row. Pair p reads
-    ``share[2p]·X[row[2p]] + share[2p + 1]·X[row[2p + 1]]``; a row of −1 is not read.
+    Reads ``pointer[i] … pointer[i + 1] − 1`` belong to i: a target row, or (`reads_by_tap`) a tap;
+    `other` is the tap then, or the target row. A tap between two rows is two reads.
     """
 
     pointer: Tensor
     other: Tensor
     row: Tensor
     share: Tensor
-    blends: bool  # whether a pair is more than one row as it is
+    blends: bool  # whether a share is not one
 
 
 def _on_device(
-    build: Callable[[FrequencyTaps, int, int], Pairs],
-) -> Callable[[FrequencyTaps, torch.device, int, int], Pairs]:
+    build: Callable[[FrequencyTaps, int, int], Reads],
+) -> Callable[[FrequencyTaps, torch.device, int, int], Reads]:
     """Let `build(taps, …)` be called as `(taps, device, …)`, and cache what it makes.
 
     Unlike `plans.cached_on_device` for no tracer: kernels are launched with plain tensors only.
     """
 
-    @byte_bounded_cache
-    def cached(taps: FrequencyTaps, device: torch.device, n_bins: int, stride: int) -> Pairs:
+    def made(taps: FrequencyTaps, device: torch.device, n_bins: int, stride: int) -> Reads:
         with making_constants():
             entries = build(taps, n_bins, stride)
-            return Pairs._make(e.to(device) if isinstance(e, Tensor) else e for e in entries)
+            return Reads._make(e.to(device) if isinstance(e, Tensor) else e for e in entries)
+
+    @byte_bounded_cache
+    def cached(taps: FrequencyTaps, device: torch.device, n_bins: int, stride: int) -> Reads:
+        if device.type != "cuda":
+            return made(taps, device, n_bins, stride)
+        # In a thread of its own, whose memory no pool of torch.compile's CUDA graphs claims.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(made, taps, device, n_bins, stride).result()
 
     return wraps(build)(cached)
 
 
-Pair = tuple[int, int, tuple[int, float], tuple[int, float]]  # target row, tap, and two reads
-_NOTHING = (-1, 0.0)
+Read = tuple[int, int, int, float]  # target row, tap, source row, share
 
 
 @_on_device
-def pairs(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
+def reads(taps: FrequencyTaps, n_bins: int, stride: int) -> Reads:
     """Return what each output row reads of the input."""
     return _table(_forward(taps, n_bins, stride), -(-n_bins // stride))
 
 
 @_on_device
-def pairs_of_adjoint(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
+def reads_of_adjoint(taps: FrequencyTaps, n_bins: int, stride: int) -> Reads:
     """Return what each input row reads of the output's gradient."""
-    readers: dict[tuple[int, int], list[tuple[int, float]]] = {}
-    for target, tap, *read in _forward(taps, n_bins, stride):
-        for row, share in read:
-            if row >= 0:
-                readers.setdefault((row, tap), []).append((target, share))
-    found: list[Pair] = []
-    for (row, tap), reads in readers.items():
-        if all(share == 1 for _, share in reads):
-            found += [(row, tap, read, _NOTHING) for read in reads]
-            continue
-        for first, second in zip(reads[::2], [*reads[1::2], _NOTHING], strict=False):
-            found.append((row, tap, first, second))
-    return _table(found, n_bins)
+    found = _forward(taps, n_bins, stride)
+    return _table(((row, tap, target, share) for target, tap, row, share in found), n_bins)
 
 
 @_on_device
-def pairs_by_tap(taps: FrequencyTaps, n_bins: int, stride: int) -> Pairs:
-    """Return the pairs of `pairs`, tap after tap."""
+def reads_by_tap(taps: FrequencyTaps, n_bins: int, stride: int) -> Reads:
+    """Return the reads of `reads`, tap after tap."""
     found = _forward(taps, n_bins, stride)
-    return _table(((tap, row, first, second) for row, tap, first, second in found), len(taps))
+    return _table(((tap, target, row, share) for target, tap, row, share in found), len(taps))
 
 
-def _forward(taps: FrequencyTaps, n_bins: int, stride: int) -> list[Pair]:
-    return [
-        (row, tap, (lower, 1 - share), (lower + 1, share) if share else _NOTHING)
-        for tap, rows in enumerate(taps.rows(n_bins, stride))
-        for row, lower, share in zip(
-            range(rows.start, rows.stop), rows.lower, rows.weight, strict=True
-        )
-    ]
+def _forward(taps: FrequencyTaps, n_bins: int, stride: int) -> Iterator[Read]:
+    for tap, rows in enumerate(taps.rows(n_bins, stride)):
+        targets = range(rows.start, rows.stop)
+        for target, lower, share in zip(targets, rows.lower, rows.weight, strict=True):
+            yield target, tap, lower, 1 - share
+            if share:
+                yield target, tap, lower + 1, share
 
 
-def _table(found: Iterable[Pair], n: int) -> Pairs:
+def _table(found: Iterable[Read], n: int) -> Reads:
     ordered = sorted(found)
     counts = torch.zeros(n + 1, dtype=torch.int64)
     if ordered:
-        counts[1:] = torch.bincount(torch.tensor([pair[0] for pair in ordered]), minlength=n)
-    reads = [read for pair in ordered for read in pair[2:]]
-    return Pairs(
+        counts[1:] = torch.bincount(torch.tensor([read[0] for read in ordered]), minlength=n)
+    return Reads(
         counts.cumsum(0).to(torch.int32),
-        torch.tensor([pair[1] for pair in ordered], dtype=torch.int32),
-        torch.tensor([row for row, _ in reads], dtype=torch.int32),
-        torch.tensor([share for _, share in reads], dtype=torch.float32),
-        any(row >= 0 for row, _ in reads[1::2]) or any(share != 1 for _, share in reads[::2]),
+        torch.tensor([read[1] for read in ordered], dtype=torch.int32),
+        torch.tensor([read[2] for read in ordered], dtype=torch.int32),
+        torch.tensor([read[3] for read in ordered], dtype=torch.float32),
+        any(read[3] != 1 for read in ordered),
     )
 
 
 # -------------------------------------------------------------------- tiles
-# Those of Settings 1 and 3 were the fastest of some thirty on an H100, or within a quarter of it
-# (docs/gpu-tiles.csv). All compile without spilled registers for capabilities 8.0 to 10.0
-# (tests/test_triton.py).
+# Chosen by what an H100 took for some three thousand of them (docs/gpu-tiles.csv). All compile
+# without spilled registers for capabilities 8.0 to 10.0 (tests/test_triton.py).
 
 
 class Tiles(NamedTuple):
@@ -125,7 +117,8 @@ class Tiles(NamedTuple):
 
     frames: int
     channels: int  # of the output
-    depth: int  # of one step of the sum, over input channels (or over taps and columns as well)
+    depth: int  # of one step of the sum, over kernel columns and input channels
+    phases: int  # of frames, which are further columns of the product
     num_warps: int
     num_stages: int
 
@@ -140,13 +133,27 @@ class GradTiles(NamedTuple):
     num_stages: int
 
 
-def tiles(precision: str, channels: int, out_channels: int, n_frames: int) -> Tiles:
-    """Return the tiles for `channels` to `out_channels` of each group, at n output frames."""
+def tiles(
+    precision: str, channels: int, out_channels: int, kernel_frames: int, n_frames: int,
+    *, blends: bool, regular: bool,
+) -> Tiles:  # fmt: skip
+    """Return the tiles for `channels` to `out_channels` of each group, at n output frames.
+
+    `regular` is a convolution whose stride and dilation are one.
+    """
     out = min(64, power_of_two(out_channels))
-    exact = precision == "tf32x3"  # three products, which take more registers
-    depth = 16 if exact or channels < 32 else 32
-    frames = min(128 if out <= 32 and not exact else 64, power_of_two(n_frames))
-    return Tiles(frames, out, depth, 4, 2)
+    # Two frames a row read a source row for fewer columns, but multiply more: worth it where much
+    # is read for each number that is written.
+    much_read = blends or out == 16 or kernel_frames >= 5
+    can_be = regular and out <= 32 and channels >= 16 and n_frames >= 128
+    phases = 2 if can_be and much_read else 1
+    depth = 32 if phases == 2 or channels >= 32 else 16
+    frames, stages = 128, 2
+    if precision == "tf32x3":  # three products, which take more registers
+        frames, depth = 64, 16
+    elif precision == "ieee" and phases == 2:
+        depth, stages = 64, 1
+    return Tiles(min(frames, power_of_two(-(-n_frames // phases))), out, depth, phases, 4, stages)
 
 
 def grad_tiles(
@@ -154,11 +161,17 @@ def grad_tiles(
 ) -> GradTiles:
     """Return the tiles for a weight of `channels` to `out_channels` of each group."""
     out = min(64, power_of_two(out_channels))
-    depth = min(64, power_of_two(channels * kernel_frames))
-    frames = min(32 if precision == "tf32x3" else 64, power_of_two(n_frames))
-    return GradTiles(depth, out, frames, 4, 2)
+    depth = min(128, power_of_two(channels * kernel_frames))
+    frames, stages = 64, 2
+    if precision == "tf32x3":
+        depth, frames = min(64, depth), 32
+    elif precision == "tf32" and out <= 32:
+        depth, stages = min(64, depth), 1
+    elif out == 64:
+        depth, frames = min(64, depth), 64 if precision == "ieee" else 32
+    return GradTiles(depth, out, min(frames, power_of_two(n_frames)), 4, stages)
 
 
-def power_of_two(value: int) -> int:
-    """Return the least power of two that a matrix product of the card can have as a side."""
-    return max(16, 1 << (value - 1).bit_length())
+def power_of_two(value: int, least: int = 16) -> int:
+    """Return the next power of two, and at least what a matrix product can have as a side."""
+    return max(least, 1 << (value - 1).bit_length())
