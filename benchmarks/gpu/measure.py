@@ -20,7 +20,7 @@ __all__ = ["PRECISIONS", "CardTrial", "captured", "no_card", "pass_of", "precisi
 
 # What float32 means, and the dtype of each.
 PRECISIONS = {"bfloat16": "bfloat16", "tf32": "float32", "float32": "float32"}
-_SAMPLE_S = 2e-3  # a sample is as many calls as take this long, so that the clock does not matter
+_SAMPLE_S = 8e-3  # a sample is as many calls as take this long, so that the clock does not matter
 _MOST_CALLS = 200
 
 

@@ -34,10 +34,10 @@ engine.
 
 {card}; torch {torch}, version {version}, commit {commit}; {date}. Measured peaks: {peaks}.
 
-Columns are timed in turns, each as many calls back to back as take 2 ms. Figures are medians ± half
-the interquartile range; a ratio is the time ÷ `Conv2d`'s in the same rounds, in bold where it is
-slower. `tf32` and `float32` are the same dtype with and without TF32. `graph` is a replayed CUDA
-graph. A run stops when its time is up: what is missing was not measured.
+Columns are timed in turns, some calls back to back. Figures are medians ± half the interquartile
+range; a ratio is the time ÷ `Conv2d`'s in the same rounds, in bold where it is slower. `tf32` and
+`float32` are the same dtype with and without TF32. `graph` is a replayed CUDA graph. A run stops
+when its time is up: what is missing was not measured.
 
 {columns}
 
