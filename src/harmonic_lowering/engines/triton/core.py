@@ -30,9 +30,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)  # tensor cores that take TF32 and bfloat16
 
 # Cards, by their capability, on which `make bench-gpu` has found this engine to be right, and
-# faster than stock operations. `engine="auto"` uses it on these only. An H100 has run some settings
-# (docs/gpu.md), not yet all of them with these kernels.
-MEASURED_CAPABILITIES: frozenset[tuple[int, int]] = frozenset()
+# faster than stock operations in every setting. `engine="auto"` uses it on these only.
+MEASURED_CAPABILITIES = frozenset({(9, 0)})  # H100, docs/gpu-benchmarks.md
 
 _REACH = 1 << 31  # elements of one batch item, which the kernels count in 32 bits
 # Copies of what is read often, in the layout that is read fastest, are launches of their own.
@@ -176,15 +175,17 @@ def weight_grad(
 ) -> None:
     """Compute the weight's gradient, and the bias's if there is a tensor for it."""
     table = plan.reads_by_tap(geometry.taps, input.device, input.shape[2], geometry.stride[0])
-    layout = _weight_grad_layout(input, grad, geometry, table, result.shape[3])
-    source, given = _copied(input, *layout), _copied(grad, *layout)
+    source, given = input.resolve_neg(), grad.resolve_neg()
+    if source.numel() >= _COPIED_FROM or given.numel() >= _COPIED_FROM:
+        layout = _weight_grad_layout(input, grad, geometry, table, result.shape[3])
+        source, given = _copied(source, *layout), _copied(given, *layout)
     launch = _weight_grad_launch(
         geometry, _precision(source), source.device, result.shape, source.shape, source.stride(),
         given.shape, given.stride(), table.blends,
     )  # fmt: skip
     groups, (channels, n_taps, kernel_frames) = geometry.groups, result.shape[1:]
     partial = torch.empty(
-        (launch.grid[0], groups, n_taps, kernel_frames, channels, len(result) // groups),
+        (launch.grid[0], groups, n_taps, kernel_frames, channels, result.shape[0] // groups),
         dtype=torch.float32, device=source.device,
     )  # fmt: skip
     _launch("weight_grad", source.device, launch, table, source, given, partial)
@@ -202,7 +203,9 @@ def _apply(
     source: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, table: plan.Reads,
     geometry: Geometry, *, adjoint: bool,
 ) -> None:  # fmt: skip
-    source = _copied(source, 1, _apply_layout(source, geometry, table, weight.shape[3]))
+    source = source.resolve_neg()
+    if source.numel() >= _COPIED_FROM:
+        source = _copied(source, 1, _apply_layout(source, geometry, table, weight.shape[3]))
     weight = _by_group(weight.resolve_neg(), geometry.groups)
     if target.numel() >= _COPIED_FROM:
         weight = _packed(weight, adjoint=adjoint)
@@ -316,9 +319,11 @@ def _programs_wanted(device: torch.device) -> int:
 
 def as_gradients_read(grad: Tensor, geometry: Geometry, input: Tensor, weight: Tensor) -> Tensor:
     """Return the output's gradient as both other gradients read it: copied once, not twice."""
+    if grad.numel() < _COPIED_FROM:
+        return grad
     table = plan.reads_by_tap(geometry.taps, input.device, input.shape[2], geometry.stride[0])
     dim, often = _weight_grad_layout(input, grad, geometry, table, weight.shape[3])
-    return _copied(grad, dim, often) if dim == 1 else grad
+    return _copied(grad.resolve_neg(), dim, often) if dim == 1 else grad
 
 
 def _apply_layout(source: Tensor, geometry: Geometry, table: plan.Reads, columns: int) -> bool:
@@ -350,7 +355,6 @@ def _in_pieces(tensor: Tensor, geometry: Geometry) -> bool:
 
 def _copied(tensor: Tensor, dim: int, often: bool) -> Tensor:
     """Return a large tensor that is read often with the numbers of a dimension side by side."""
-    tensor = tensor.resolve_neg()
     if not often or tensor.stride(dim) == 1 or tensor.numel() < _COPIED_FROM:
         return tensor
     form = torch.channels_last if dim == 1 else torch.contiguous_format
@@ -361,7 +365,8 @@ def _copied(tensor: Tensor, dim: int, often: bool) -> Tensor:
 
 
 def _by_group(weight: Tensor, groups: int) -> Tensor:
-    return weight.view(groups, len(weight) // groups, *weight.shape[1:])
+    out_channels, *rest = weight.shape
+    return weight.view(groups, out_channels // groups, *rest)
 
 
 def _packed(weight: Tensor, *, adjoint: bool) -> Tensor:

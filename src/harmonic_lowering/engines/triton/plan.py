@@ -108,7 +108,7 @@ def _table(found: Iterable[Read], n: int) -> Reads:
 
 
 # -------------------------------------------------------------------- tiles
-# Chosen by what an H100 took for some three thousand of them (docs/gpu-tiles.csv). All compile
+# Chosen by what an H100 took for two thousand of them (docs/gpu-tiles.csv). All compile
 # without spilled registers for capabilities 8.0 to 10.0 (tests/test_triton.py).
 
 
