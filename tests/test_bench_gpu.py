@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from benchmarks.common.tables import read_rows
-from benchmarks.gpu import run, tune
+from benchmarks.gpu import denoise, run, tune
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.run import BOTH, COLUMNS, Options, cells
 from benchmarks.layers.rows import read_csv
@@ -116,3 +118,19 @@ def test_interpreted_kernels_are_not_measured(capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "TRITON_INTERPRET is set" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_recording_is_denoised_on_a_device(tmp_path, capsys):
+    sound, output = tmp_path / "sound.wav", tmp_path / "table.csv"
+    tone = np.sin(np.arange(4000) * 0.2)
+    soundfile.write(sound, tone / 2, 4000)
+    steps = ["--device", "cpu", "--steps", "1", "--dap-steps", "1"]
+    assert denoise.main([str(sound), "-o", str(output), *steps]) == 0
+    rows = read_rows(output, denoise.Row)
+    assert [row.method for row in rows] == ["noisy", "fast", "default", "prior", "dap, 1 steps"]
+    assert rows[0].si_sdr == pytest.approx(10, abs=0.5)
+    assert output.with_suffix(".png").stat().st_size > 1000
+    assert "default" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        denoise.main([str(tmp_path / "none.wav")])
