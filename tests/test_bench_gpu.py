@@ -65,6 +65,7 @@ def test_every_kernel_has_tiles_that_fit_registers():
 @pytest.mark.slow
 def test_a_run_writes_its_table_page_and_report(tmp_path, capsys, monkeypatch):
     """On the CPU, at toy sizes: nothing of it says how fast a card is."""
+    measured = core.MEASURED_CAPABILITIES
     tiny = {"batch": 1, "bins": 5, "frames": 4}  # the interpreter takes milliseconds for a row
     monkeypatch.setattr(run, "toy", lambda setting: replace(toy(setting), **tiny))
     kept = run.cells(Options(device="cpu", toy=True))
@@ -85,6 +86,7 @@ def test_a_run_writes_its_table_page_and_report(tmp_path, capsys, monkeypatch):
             assert row.error is None or row.error < 1e-5
         elif ours:
             assert "cannot run" in row.note
+    assert measured == core.MEASURED_CAPABILITIES
     printed = capsys.readouterr().out
     assert "paste all of this" in printed
     assert rows[0].machine in printed

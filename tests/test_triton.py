@@ -297,6 +297,24 @@ def test_auto_takes_it_only_where_it_was_measured(monkeypatch):
     assert "it is too old" in engines.choose("auto", x, w, b).reason
 
 
+@needs_triton
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stride": (1, 1 << 31)}, "stride, dilation or padding is 2\\*\\*31"),
+        ({"dilation": 1 << 32, "padding": 1 << 32}, "stride, dilation or padding is 2\\*\\*31"),
+        ({"groups": 70000}, "more than 65535 groups"),
+    ],
+    ids=str,
+)
+def test_numbers_that_kernels_do_not_count_to(arguments, message, interpreted):
+    groups = arguments.get("groups", 1)
+    x, w = torch.randn(1, groups, 4, 5), torch.randn(groups, 1, 2, 3)
+    with pytest.raises(NotImplementedError, match=message):
+        harmonic_conv2d(x, w, engine="triton", **arguments)
+    assert not core._failures
+
+
 TENSORS = {
     "another dtype": ((1, 9), torch.float64, "meta", r"takes one of .*float16.*got .*float64"),
     "another device": ((1, 9), torch.float32, "cpu", "on different devices: .*cpu.*meta"),

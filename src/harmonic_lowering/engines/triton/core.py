@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)  # tensor cores that take TF32 and bfloat16
 
 # Cards, by their capability, on which `make bench-gpu` has found this engine to be right, and
-# faster than stock operations in every setting. `engine="auto"` uses it on these only.
+# faster than stock operations wherever it was measured. `engine="auto"` uses it on these only.
 MEASURED_CAPABILITIES = frozenset({(9, 0)})  # H100, docs/gpu-benchmarks.md
 
 _REACH = 1 << 31  # elements of one batch item, which the kernels count in 32 bits
@@ -38,6 +38,7 @@ _REACH = 1 << 31  # elements of one batch item, which the kernels count in 32 bi
 _COPIED_FROM = 1 << 22  # elements of a tensor, or of the result for a weight
 _CHANNELS_IN_A_PIECE = 16  # whole vectors of every dtype
 _TOO_LARGE = "a batch item has 2**31 elements or more"
+_MOST_PROGRAMS = 65535  # on the second and third axis of a grid
 _PARTIAL_BYTES = 16 << 20  # of all partial sums of the weight's gradient
 _PROGRAMS_PER_PROCESSOR = 8  # many, because taps differ in live rows
 _failures: dict[torch.device, str] = {}  # which did not compile or launch, and why
@@ -226,14 +227,21 @@ class _Launch(NamedTuple):
     compiled: dict[Any, Any]  # what Triton made of it, by what else that depends on
 
 
+def _launchable(grid: Shape, numbers: Shape, constants: dict[str, Any]) -> _Launch:
+    if max(grid[1:]) > _MOST_PROGRAMS:
+        raise CannotRunError(f"more than {_MOST_PROGRAMS} groups, or pieces of channels")
+    return _Launch(grid, numbers, constants, {})
+
+
 @lru_cache(maxsize=1024)  # small calls cost their launches
 def _apply_launch(
     geometry: Geometry, precision: str, source: Shape, source_stride: Shape, weight: Shape,
     weight_stride: Shape, target: Shape, target_stride: Shape, adjoint: bool, has_bias: bool,
     blends: bool,
 ) -> _Launch:  # fmt: skip
-    _check_reach((source, source_stride), (target, target_stride))
+    _check_reach((source, source_stride), (target, target_stride), (weight, weight_stride))
     groups, kernel_frames, n_frames = geometry.groups, weight[-1], target[3]
+    _check_steps(geometry, kernel_frames)
     channels, out_channels = source[1] // groups, target[1] // groups
     of_group, of_output, of_input, of_tap, of_frame = weight_stride
     padding, (stride, spread) = geometry.padding[0], (geometry.stride[1], 1)
@@ -247,7 +255,7 @@ def _apply_launch(
     )  # fmt: skip
     n_tiles = -(-n_frames // (size.frames * size.phases))
     out_tiles = -(-out_channels // size.channels)
-    return _Launch(
+    return _launchable(
         (target[0] * target[2] * n_tiles, groups * out_tiles, 1),
         (
             target[2], n_frames, source[3], out_channels, n_tiles, out_tiles,
@@ -261,7 +269,6 @@ def _apply_launch(
             "FRAMES": size.frames, "PHASES": size.phases, "OUT": size.channels,
             "DEPTH": size.depth, "num_warps": size.num_warps, "num_stages": size.num_stages,
         },
-        {},
     )  # fmt: skip
 
 
@@ -270,8 +277,10 @@ def _weight_grad_launch(
     geometry: Geometry, precision: str, device: torch.device, weight: Shape, source: Shape,
     source_stride: Shape, grad: Shape, grad_stride: Shape, blends: bool,
 ) -> _Launch:  # fmt: skip
-    _check_reach((source, source_stride), (grad, grad_stride))
     groups, (channels, n_taps, kernel_frames) = geometry.groups, weight[1:]
+    one = (1, prod(weight) // groups), (1, 1)  # group of the result
+    _check_reach((source, source_stride), (grad, grad_stride), one)
+    _check_steps(geometry, kernel_frames)
     out_channels, n_frames = weight[0] // groups, grad[3]
     size = plan.grad_tiles(precision, channels, out_channels, kernel_frames, n_frames)
     depth_tiles = -(-channels * kernel_frames // size.depth)
@@ -280,7 +289,7 @@ def _weight_grad_launch(
     # in how many parts the sum is divided: enough for every processor
     n_parts = -(-_programs_wanted(device) // prod(programs))
     most = min(source[0] * source[2], _PARTIAL_BYTES // (4 * max(1, prod(weight))))
-    return _Launch(
+    return _launchable(
         (max(1, min(n_parts, most)), *programs),
         (
             source[0], n_frames, source[3], out_channels,
@@ -293,7 +302,6 @@ def _weight_grad_launch(
             "FRAMES": size.frames, "EVEN": n_frames % size.frames == 0,
             "num_warps": size.num_warps, "num_stages": size.num_stages,
         },
-        {},
     )  # fmt: skip
 
 
@@ -303,11 +311,10 @@ def _copy_launch(shape: Shape, source_stride: Shape, target_stride: Shape) -> _L
     batch, channels, rows, frames = shape
     size = {"FRAMES": 64, "CHANNELS": min(32, plan.power_of_two(channels))}
     n_tiles = -(-frames // size["FRAMES"])
-    return _Launch(
+    return _launchable(
         (batch * rows * n_tiles, -(-channels // size["CHANNELS"]), 1),
         (rows, frames, channels, n_tiles, *source_stride, *target_stride),
         {**size, "num_warps": 4, "num_stages": 1},
-        {},
     )
 
 
@@ -403,8 +410,8 @@ def _launch(
     variant = device, *(t if t is None else (t.dtype, t.data_ptr() % 16) for t in tensors)
     try:
         with _device(device):
-            if compiled := launch.compiled.get(variant):
-                kernel, constants = compiled
+            if ready := launch.compiled.get(variant):
+                kernel, constants = ready
                 kernel[launch.grid](*arguments, *constants)
                 return
             # Fused multiply-adds are Triton's default, which it warns that it will change.
@@ -426,9 +433,9 @@ def _launch(
 
 @cache
 def _compiled_kernels_take_constants() -> bool:
-    """Whether what Triton compiled can be called as below: a third of its usual launch."""
+    """Whether what Triton compiled is called as above, in a third of its usual launch's time."""
     major, minor = importlib.import_module("triton").__version__.split(".")[:2]
-    return (int(major), int(minor)) >= (3, 4)
+    return (3, 4) <= (int(major), int(minor)) <= (3, 9)
 
 
 @cache
@@ -452,3 +459,10 @@ def _precision(tensor: Tensor) -> str:
 def _check_reach(*layouts: tuple[Shape, Shape]) -> None:
     if any(_reach(*layout) >= _REACH for layout in layouts):
         raise CannotRunError(_TOO_LARGE)
+
+
+def _check_steps(geometry: Geometry, kernel_frames: int) -> None:
+    """Check what the kernels count in 32 bits besides elements."""
+    span = geometry.span(kernel_frames)
+    if max(geometry.stride[1], geometry.dilation, geometry.padding[0], span) >= _REACH:
+        raise CannotRunError("a stride, dilation or padding is 2**31 or more")
