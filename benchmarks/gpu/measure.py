@@ -16,7 +16,10 @@ from ..layers.columns import build
 from ..layers.measure import FORMATS, Trial, synchronise
 from ..layers.peer import deform
 
-__all__ = ["PRECISIONS", "CardTrial", "captured", "no_card", "pass_of", "precision", "repeated"]
+__all__ = [
+    "PRECISIONS", "CardTrial", "captured", "no_card", "pass_of", "precision", "repeated",
+    "stock_by_default",
+]  # fmt: skip
 
 # What float32 means, and the dtype of each.
 PRECISIONS = {"bfloat16": "bfloat16", "tf32": "float32", "float32": "float32"}
@@ -64,6 +67,17 @@ def precision(name: str) -> Iterator[None]:
         yield
     finally:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+
+
+@contextmanager
+def stock_by_default() -> Iterator[None]:
+    """Let `auto` choose among stock engines, which are what the kernels have to beat."""
+    before = core.MEASURED_CAPABILITIES
+    core.MEASURED_CAPABILITIES = frozenset()
+    try:
+        yield
+    finally:
+        core.MEASURED_CAPABILITIES = before
 
 
 def pass_of(trial: CardTrial) -> Callable[[], object]:

@@ -10,13 +10,19 @@ from typing import Any
 
 import torch
 
-from harmonic_lowering.engines.triton import core
-
 from ..common import machine
 from ..layers.measure import error, interleaved, peak_memory, peaks, quartiles
 from ..layers.rows import LayerRow
 from ..layers.settings import SETTINGS, Setting, toy
-from .measure import PRECISIONS, CardTrial, captured, pass_of, precision, repeated
+from .measure import (
+    PRECISIONS,
+    CardTrial,
+    captured,
+    pass_of,
+    precision,
+    repeated,
+    stock_by_default,
+)  # fmt: skip
 
 __all__ = ["COLUMNS", "Cell", "Options", "cells", "measure_all"]
 
@@ -108,7 +114,6 @@ def measure_all(
 ) -> Iterator[LayerRow]:
     """Measure cell by cell until the time is up, and yield a row for every column."""
     deadline = time.monotonic() + 60 * options.minutes
-    core.MEASURED_CAPABILITIES = frozenset()  # for `auto`, which is what the kernels have to beat
     where = machine.record(options.device)
     limits: dict[str, tuple[float, float]] = {}
     todo = cells(options)
@@ -117,7 +122,7 @@ def measure_all(
             return
         if progress:
             progress(number, len(todo), cell)
-        with precision(cell.precision):
+        with precision(cell.precision), stock_by_default():
             if cell.precision not in limits:
                 size = 128 if options.toy else 4096
                 dtype = PRECISIONS[cell.precision]
