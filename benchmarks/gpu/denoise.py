@@ -2,9 +2,9 @@
 
 python -m benchmarks.gpu.denoise SOUND [--dap-steps 10000] [--output TABLE.csv]
 
-White noise is added at 10 dB, from a fixed seed. Prints a table and writes it, with a picture of
-the clean, the noisy and the restored spectrograms beside it. The deep audio prior of the ICLR 2020
-paper comes last and runs on the card only: the CPU needs hours for its 10,000 steps.
+White noise is added at 10 dB, the same as in benchmarks.denoise. Prints a table and writes it, with
+a picture of the clean, the noisy and the restored spectrograms beside it. The deep audio prior of
+the ICLR 2020 paper comes last and runs on the card only, because its 10,000 steps take long.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import soundfile
-import soxr
 import torch
-from torch import Tensor
 
 from harmonic_lowering.denoise import Denoiser
-from harmonic_lowering.metrics import pesq, si_sdr, stoi
 from harmonic_lowering.plotting import plot_spectrograms
 
 from ..common.tables import markdown, write_rows
+from ..denoise.measure import score
+from ..denoise.mixtures import Made, add_noise
+from ..denoise.recordings import Array, default_cache, normalised, read
 
 __all__ = ["main"]
 
@@ -34,7 +34,7 @@ LEVEL_DB = 10.0
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; scores that could not be computed are nan."""
+    """One line of the table; the scores are those of benchmarks.denoise."""
 
     method: str
     device: str
@@ -42,6 +42,7 @@ class Row:
     sound_s: float
     seconds: float
     si_sdr: float
+    level_change_db: float
     pesq: float
     stoi: float
 
@@ -57,42 +58,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--steps", type=int, metavar="N", help="of the prior; default: as many as usual")
     arguments = parser.parse_args(argv)
     try:
-        samples, sample_rate = soundfile.read(arguments.sound, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+        made = _made(arguments.sound)
+        denoisers = list(_denoisers(arguments))
+    except (soundfile.LibsndfileError, OSError, ValueError) as error:
         parser.error(str(error))
-    clean = torch.from_numpy(samples).mean(1)
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-    noisy = clean + noise * (clean.norm() / noise.norm() * 10 ** (-LEVEL_DB / 20))
-    rows = [_row("noisy", "", 0.0, clean, noisy, sample_rate)]
-    shown = {"clean": clean, "noisy": noisy}
-    for name, device, denoiser in _denoisers(arguments):
-        try:
-            seconds, restored = _timed(denoiser, noisy, sample_rate)
-        except (ValueError, RuntimeError) as error:
-            parser.error(str(error).splitlines()[0])
-        rows.append(_row(name, device, seconds, clean, restored, sample_rate))
+    rows = [_row("noisy", "", 0.0, made, made.noisy)]
+    shown = {"clean": made.clean, "noisy": made.noisy}
+    for name, device, denoiser in denoisers:
+        seconds, restored = _timed(denoiser, made)
+        rows.append(_row(name, device, seconds, made, restored))
         write_rows(arguments.output, rows, Row)
         print(f"{name} on {device}: {seconds:.1f} s", file=sys.stderr)
         if device == arguments.device:
             shown[name] = restored
     picture = arguments.output.with_suffix(".png")
-    plot_spectrograms(shown, sample_rate, title=arguments.sound.name).savefig(picture, dpi=110)
-    head = ["method", "device", "seconds", "SI-SDR, dB", "PESQ", "STOI"]
-    lines = [
-        [
-            r.method,
-            r.device,
-            f"{r.seconds:.2f}",
-            f"{r.si_sdr:.1f}",
-            f"{r.pesq:.2f}",
-            f"{r.stoi:.3f}",
-        ]
-        for r in rows
-    ]
+    waveforms = {name: torch.from_numpy(sound).float() for name, sound in shown.items()}
+    figure = plot_spectrograms(waveforms, made.sample_rate, title=arguments.sound.name)
+    figure.savefig(picture, dpi=110)
     print(f"{rows[0].sound_s:.1f} s of sound, white noise at {LEVEL_DB:.0f} dB\n")
-    print(markdown(head, lines))
+    head = ["method", "device", "seconds", "SI-SDR, dB", "PESQ", "STOI"]
+    print(markdown(head, map(_line, rows)))
     print(f"{arguments.output}, {picture}")
     return 0
+
+
+def _made(path: Path) -> Made:
+    """Return the recording at its own rate, and noise to be added."""
+    rate = soundfile.info(path).samplerate
+    clean = normalised(read(path, rate))
+    noise = add_noise(clean, path.stem, "white", LEVEL_DB, default_cache(), rate)
+    return Made(clean, noise, rate)
 
 
 def _denoisers(arguments: argparse.Namespace) -> Iterator[tuple[str, str, Denoiser]]:
@@ -106,36 +101,25 @@ def _denoisers(arguments: argparse.Namespace) -> Iterator[tuple[str, str, Denois
     yield f"dap, {arguments.dap_steps} steps", arguments.device, dap
 
 
-def _timed(denoiser: Denoiser, noisy: Tensor, sample_rate: int) -> tuple[float, Tensor]:
+def _timed(denoiser: Denoiser, made: Made) -> tuple[float, Array]:
     """Return the seconds of a run whose kernels are compiled, and its result."""
-    if denoiser.device != "cpu":
-        first = Denoiser(method=denoiser.method, start=denoiser.start, quality=denoiser.quality,
-                         steps=min(denoiser.steps or 2, 2), device=denoiser.device)  # fmt: skip
-        first(noisy, sample_rate)
+    noisy = torch.from_numpy(made.noisy).float()
+    first = denoiser if denoiser.quality == "fast" else replace(denoiser, steps=1)
+    first(noisy, made.sample_rate)
     began = time.perf_counter()
-    restored = denoiser(noisy, sample_rate).waveform.cpu()
-    return time.perf_counter() - began, restored
+    restored = denoiser(noisy, made.sample_rate).waveform.cpu()
+    return time.perf_counter() - began, restored.double().numpy()
 
 
-def _row(
-    method: str, device: str, seconds: float, clean: Tensor, result: Tensor, sample_rate: int
-) -> Row:
-    speech = [
-        torch.from_numpy(soxr.resample(sound.numpy(), sample_rate, 16000))
-        for sound in (clean, result)
-    ]
-    return Row(
-        method, device, torch.__version__, len(clean) / sample_rate, seconds,
-        float(si_sdr(clean, result)), _or_nan(pesq, *speech), _or_nan(stoi, *speech),
-    )  # fmt: skip
+def _row(method: str, device: str, seconds: float, made: Made, result: Array) -> Row:
+    length = made.clean.size / made.sample_rate
+    scores = score(made, result, is_speech=True)
+    return Row(method, device, torch.__version__, length, seconds, **scores)
 
 
-def _or_nan(score: Callable[[Tensor, Tensor, int], float], clean: Tensor, result: Tensor) -> float:
-    """Return nan where a score is not installed or finds no speech."""
-    try:
-        return score(clean, result, 16000)
-    except Exception:
-        return float("nan")
+def _line(row: Row) -> list[str]:
+    numbers = f"{row.seconds:.2f}", f"{row.si_sdr:.1f}", f"{row.pesq:.2f}", f"{row.stoi:.3f}"
+    return [row.method, row.device, *numbers]
 
 
 if __name__ == "__main__":
