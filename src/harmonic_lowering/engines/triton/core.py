@@ -37,6 +37,10 @@ _REACH = 1 << 31  # elements of one batch item, which the kernels count in 32 bi
 # Copies of what is read often, in the layout that is read fastest, are launches of their own.
 _COPIED_FROM = 1 << 22  # elements of a tensor, or of the result for a weight
 _CHANNELS_IN_A_PIECE = 16  # whole vectors of every dtype
+# From where on copies took an H100 less time than they saved: bytes that are read for each number
+# of the source (convolution, input's gradient), and times each is read (weight's gradient).
+_BYTES_READ_FOR_COPY = 16
+_TIMES_READ_FOR_COPIES = 8
 _TOO_LARGE = "a batch item has 2**31 elements or more"
 _MOST_PROGRAMS = 65535  # on the second and third axis of a grid
 _PARTIAL_BYTES = 16 << 20  # of all partial sums of the weight's gradient
@@ -200,6 +204,15 @@ def weight_grad(
         bias.copy_(grad.sum((0, 2, 3)))
 
 
+def as_gradients_read(grad: Tensor, geometry: Geometry, input: Tensor, weight: Tensor) -> Tensor:
+    """Return the output's gradient as both other gradients read it: copied once, not twice."""
+    if grad.numel() < _COPIED_FROM:
+        return grad
+    table = plan.reads_by_tap(geometry.taps, input.device, input.shape[2], geometry.stride[0])
+    dim, often = _weight_grad_layout(input, grad, geometry, table, weight.shape[3])
+    return _copied(grad.resolve_neg(), dim, often) if dim == 1 else grad
+
+
 def _apply(
     source: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, table: plan.Reads,
     geometry: Geometry, *, adjoint: bool,
@@ -324,23 +337,14 @@ def _programs_wanted(device: torch.device) -> int:
     return _PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def as_gradients_read(grad: Tensor, geometry: Geometry, input: Tensor, weight: Tensor) -> Tensor:
-    """Return the output's gradient as both other gradients read it: copied once, not twice."""
-    if grad.numel() < _COPIED_FROM:
-        return grad
-    table = plan.reads_by_tap(geometry.taps, input.device, input.shape[2], geometry.stride[0])
-    dim, often = _weight_grad_layout(input, grad, geometry, table, weight.shape[3])
-    return _copied(grad.resolve_neg(), dim, often) if dim == 1 else grad
-
-
 def _apply_layout(source: Tensor, geometry: Geometry, table: plan.Reads, columns: int) -> bool:
     """Return whether to copy the source to channels-last format.
 
     There 16 bytes are channels of one frame, which every kernel column and tap reads in one piece.
     With frames side by side, each column begins elsewhere, and Triton reads number by number.
     """
-    times = len(table.row) * columns / max(1, source.shape[2])  # that a number is read
-    return columns > 1 and times * source.element_size() > 16 and _in_pieces(source, geometry)
+    bytes_read = source.element_size() * _times_read(source, table, columns)
+    return columns > 1 and bytes_read > _BYTES_READ_FOR_COPY and _in_pieces(source, geometry)
 
 
 def _weight_grad_layout(
@@ -350,10 +354,15 @@ def _weight_grad_layout(
 
     Products of TF32 take what is summed, frames, side by side; those of half types take either.
     """
-    often = len(table.row) * columns > 8 * max(1, input.shape[2])
+    often = _times_read(input, table, columns) > _TIMES_READ_FOR_COPIES
     if input.dtype == torch.float32:
         return 3, often
     return 1, often and _in_pieces(input, geometry) and _in_pieces(grad, geometry)
+
+
+def _times_read(source: Tensor, table: plan.Reads, columns: int) -> float:
+    """Return how often each number of a source is read, by taps and kernel columns."""
+    return len(table.row) * columns / max(1, source.shape[2])
 
 
 def _in_pieces(tensor: Tensor, geometry: Geometry) -> bool:
