@@ -123,16 +123,29 @@ def test_interpreted_kernels_are_not_measured(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_recording_is_denoised_on_a_device(tmp_path, capsys):
-    sound, output = tmp_path / "sound.wav", tmp_path / "table.csv"
+def test_a_recording_is_denoised_on_a_device_and_scored_elsewhere(tmp_path, capsys):
+    sound, folder = tmp_path / "sound.wav", tmp_path / "new" / "folder"
     tone = np.sin(np.arange(4000) * 0.2)
     soundfile.write(sound, tone / 2, 4000)
     steps = ["--device", "cpu", "--steps", "1", "--dap-steps", "1"]
-    assert denoise.main([str(sound), "-o", str(output), *steps]) == 0
-    rows = read_rows(output, denoise.Row)
-    assert [row.method for row in rows] == ["noisy", "fast", "default", "prior", "dap, 1 steps"]
+    arguments = [str(sound), "-o", str(folder), *steps]
+    assert denoise.main([*arguments, "--no-scores"]) == 0
+    unscored = read_rows(folder / "gpu-denoising.csv", denoise.Row)
+    names = ["noisy", "fast", "default", "prior", "dap, 1 steps"]
+    assert [row.method for row in unscored] == names
+    assert all(np.isnan(row.si_sdr) for row in unscored)
+    assert denoise.main([*arguments, "--score-only"]) == 0
+    rows = read_rows(folder / "gpu-denoising.csv", denoise.Row)
     assert rows[0].si_sdr == pytest.approx(10, abs=0.5)
-    assert output.with_suffix(".png").stat().st_size > 1000
+    assert [row.seconds for row in rows] == [row.seconds for row in unscored]
+    assert all(np.isfinite(row.si_sdr) for row in rows)
+    assert (folder / "gpu-denoising.png").stat().st_size > 1000
     assert "default" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["none.wav"], ["none.wav", "--score-only"]])
+def test_without_a_recording(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):
-        denoise.main([str(tmp_path / "none.wav")])
+        denoise.main(arguments)
+    assert "none.wav" in capsys.readouterr().err

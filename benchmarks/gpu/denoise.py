@@ -2,14 +2,17 @@
 
 python -m benchmarks.gpu.denoise SOUND [--dap-steps 10000] [--output TABLE.csv]
 
-White noise is added at 10 dB, the same as in benchmarks.denoise. Prints a table and writes it, with
-a picture of the clean, the noisy and the restored spectrograms beside it. The deep audio prior of
-the ICLR 2020 paper comes last and runs on the card only, because its 10,000 steps take long.
+White noise is added at 10 dB, the same as in benchmarks.denoise. Writes into a folder what each
+method made of it, a table, and a picture of the clean, the noisy and the restored spectrograms. The
+deep audio prior of the ICLR 2020 paper comes last and runs on the card only, because its 10,000
+steps take long. Where the packages for scores cannot be installed, run with --no-scores, and score
+the folder elsewhere with --score-only.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +25,7 @@ import torch
 from harmonic_lowering.denoise import Denoiser
 from harmonic_lowering.plotting import plot_spectrograms
 
-from ..common.tables import markdown, write_rows
+from ..common.tables import markdown, read_rows, write_rows
 from ..denoise.measure import score
 from ..denoise.mixtures import Made, add_noise
 from ..denoise.recordings import Array, default_cache, normalised, read
@@ -41,10 +44,15 @@ class Row:
     torch: str
     sound_s: float
     seconds: float
-    si_sdr: float
-    level_change_db: float
-    pesq: float
-    stoi: float
+    si_sdr: float = math.nan
+    level_change_db: float = math.nan
+    pesq: float = math.nan
+    stoi: float = math.nan
+
+    @property
+    def file(self) -> str:
+        """Name of the restored recording."""
+        return f"{self.method}-{self.device}.wav".replace(" ", "-").replace(",", "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,34 +60,67 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.denoise", description=__doc__)
     add = parser.add_argument
     add("sound", type=Path, metavar="SOUND", help="a clean recording")
-    add("-o", "--output", type=Path, default=Path("gpu-denoising.csv"), metavar="CSV")
+    add("-o", "--output", type=Path, default=Path("gpu-denoising"), metavar="FOLDER")
     add("--device", default="cuda", help="default: %(default)s")
     add("--dap-steps", type=int, default=10_000, metavar="N", help="default: %(default)s")
     add("--steps", type=int, metavar="N", help="of the prior; default: as many as usual")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--no-scores", action="store_true", help="denoise only")
+    part.add_argument("--score-only", action="store_true", help="score what is in the folder")
     arguments = parser.parse_args(argv)
+    folder = arguments.output
+    table = folder / "gpu-denoising.csv"
     try:
         made = _made(arguments.sound)
-        denoisers = list(_denoisers(arguments))
+        denoisers = [] if arguments.score_only else list(_denoisers(arguments))
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = read_rows(table, Row) if arguments.score_only else []
     except (soundfile.LibsndfileError, OSError, ValueError) as error:
         parser.error(str(error))
-    rows = [_row("noisy", "", 0.0, made, made.noisy)]
-    shown = {"clean": made.clean, "noisy": made.noisy}
-    for name, device, denoiser in denoisers:
-        seconds, restored = _timed(denoiser, made)
-        rows.append(_row(name, device, seconds, made, restored))
-        write_rows(arguments.output, rows, Row)
-        print(f"{name} on {device}: {seconds:.1f} s", file=sys.stderr)
-        if device == arguments.device:
-            shown[name] = restored
-    picture = arguments.output.with_suffix(".png")
-    waveforms = {name: torch.from_numpy(sound).float() for name, sound in shown.items()}
-    figure = plot_spectrograms(waveforms, made.sample_rate, title=arguments.sound.name)
-    figure.savefig(picture, dpi=110)
+    if not arguments.score_only:
+        rows = _run(denoisers, made, folder, table)
+    if not arguments.no_scores:
+        rows = _score(rows, made, folder, arguments.sound.name)
+        write_rows(table, rows, Row)
     print(f"{rows[0].sound_s:.1f} s of sound, white noise at {LEVEL_DB:.0f} dB\n")
     head = ["method", "device", "seconds", "SI-SDR, dB", "PESQ", "STOI"]
     print(markdown(head, map(_line, rows)))
-    print(f"{arguments.output}, {picture}")
+    print(folder)
     return 0
+
+
+def _run(
+    denoisers: Sequence[tuple[str, str, Denoiser]], made: Made, folder: Path, table: Path
+) -> list[Row]:
+    """Denoise with each, and write the results and the table of times."""
+    length = made.clean.size / made.sample_rate
+    rows = [Row("noisy", "", torch.__version__, length, 0.0)]
+    _write(folder / rows[0].file, made.noisy, made.sample_rate)
+    for name, device, denoiser in denoisers:
+        seconds, restored = _timed(denoiser, made)
+        rows.append(Row(name, device, torch.__version__, length, seconds))
+        _write(folder / rows[-1].file, restored, made.sample_rate)
+        write_rows(table, rows, Row)
+        print(f"{name} on {device}: {seconds:.1f} s", file=sys.stderr)
+    return rows
+
+
+def _write(path: Path, sound: Array, rate: int) -> None:
+    soundfile.write(path, sound, rate, subtype="FLOAT")
+
+
+def _score(rows: Sequence[Row], made: Made, folder: Path, title: str) -> list[Row]:
+    """Return the rows with scores, and draw what the card restored."""
+    scored, shown = [], {"clean": made.clean}
+    for row in rows:
+        restored = soundfile.read(folder / row.file)[0]
+        scored.append(replace(row, **score(made, restored, is_speech=True)))
+        if row.device != "cpu" or all(other.device in ("", "cpu") for other in rows):
+            shown[row.method] = restored
+    waveforms = {name: torch.from_numpy(sound).float() for name, sound in shown.items()}
+    figure = plot_spectrograms(waveforms, made.sample_rate, title=title)
+    figure.savefig(folder / "gpu-denoising.png", dpi=110)
+    return scored
 
 
 def _made(path: Path) -> Made:
@@ -109,12 +150,6 @@ def _timed(denoiser: Denoiser, made: Made) -> tuple[float, Array]:
     began = time.perf_counter()
     restored = denoiser(noisy, made.sample_rate).waveform.cpu()
     return time.perf_counter() - began, restored.double().numpy()
-
-
-def _row(method: str, device: str, seconds: float, made: Made, result: Array) -> Row:
-    length = made.clean.size / made.sample_rate
-    scores = score(made, result, is_speech=True)
-    return Row(method, device, torch.__version__, length, seconds, **scores)
 
 
 def _line(row: Row) -> list[str]:

@@ -62,14 +62,14 @@ def gradients(
     """Return the gradients of the input, weight and bias that are needed, by the operators."""
     arguments = geometry.operator_arguments
     of_input = of_weight = of_bias = None
-    if needs[0]:
-        of_input = _operators.tap_conv2d_input_grad(grad, weight, *arguments, *input.shape[2:])
     if needs[1]:
         of_weight, of_bias = _operators.tap_conv2d_weight_grad(
             input, grad, *arguments, weight.shape[3], needs[2]
         )
     elif needs[2]:
         of_bias = grad.sum((0, 2, 3))
+    if needs[0]:
+        of_input = _operators.tap_conv2d_input_grad(grad, weight, *arguments, *input.shape[2:])
     return of_input, of_weight, of_bias if needs[2] else None
 
 
@@ -82,17 +82,21 @@ def gradients_by(
     bias: Tensor | None,
     grad: Tensor,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients that are needed, by the kernels of an engine's `core`, once."""
+    """Return the gradients that are needed, by the kernels of an engine's `core`, once.
+
+    The weight's comes first: what it takes while it is computed is free again when the larger
+    gradient of the input is allocated.
+    """
     of_input = of_weight = of_bias = None
-    if needs[0]:
-        of_input = core.empty(input.shape, input, memory_format(input))
-        kernels.input_grad(grad, weight, geometry, of_input)
     if needs[1]:
         of_weight = torch.empty_like(weight)
         of_bias = torch.empty_like(bias) if needs[2] and bias is not None else None
         kernels.weight_grad(input, grad, geometry, of_weight, of_bias)
     elif needs[2]:
         of_bias = grad.sum((0, 2, 3))
+    if needs[0]:
+        of_input = core.empty(input.shape, input, memory_format(input))
+        kernels.input_grad(grad, weight, geometry, of_input)
     return of_input, of_weight, of_bias
 
 
