@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from harmonic_lowering import HarmonicConv2d
-from harmonic_lowering.engines.triton import core, kernels
+from harmonic_lowering.engines.triton import cards, core, kernels
+from harmonic_lowering.engines.triton.launches import Launch
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
@@ -51,15 +52,15 @@ def launches(kernel, channels, dtype, last, options):
     """Return the launches of one training step: (name, arguments, options)."""
     found = []
 
-    def record(name, device, launch, table, *tensors):
+    def record(launch, *tensors):
         constants = dict(launch.constants)
         options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
-        arguments = (*tensors, *(table[:4] if table else ()), *launch.numbers)
-        found.append((name, arguments, constants, {**options, "enable_fp_fusion": True}))
+        arguments = (*tensors, *(launch.table[:4] if launch.table else ()), *launch.numbers)
+        found.append((launch.name, arguments, constants, {**options, "enable_fp_fusion": True}))
 
-    core._launch = record
+    Launch.__call__ = record
     core._COPIED_FROM = 0  # as for large tensors
-    core._unsupported_machine = core._unsupported_device = lambda *device: None
+    cards._unsupported_machine = cards._unsupported_device = lambda *device: None
     padding = kernel // 2 * options.get("dilation", 1)
     layer = HarmonicConv2d(
         *channels, kernel, padding=padding, engine="triton", dtype=dtype, **options

@@ -13,7 +13,7 @@ from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.run import BOTH, COLUMNS, Options, cells
 from benchmarks.layers.rows import read_csv
 from benchmarks.layers.settings import SETTINGS, toy
-from harmonic_lowering.engines.triton import core, plan
+from harmonic_lowering.engines.triton import cards, core, plan
 
 pytestmark = pytest.mark.filterwarnings("ignore::harmonic_lowering.DeadTapWarning")
 
@@ -41,8 +41,8 @@ def test_the_most_useful_comes_first_and_all_comes():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(core._triton_is_missing()), reason="triton is not installed here")
-@pytest.mark.skipif(not core.is_interpreted(), reason="a card is here")
+@pytest.mark.skipif(bool(cards._triton_is_missing()), reason="triton is not installed here")
+@pytest.mark.skipif(not cards.is_interpreted(), reason="a card is here")
 def test_tiles_are_tried_and_put_back(tmp_path, capsys):
     table = plan.tiles, plan.grad_tiles, core._copied
     output = tmp_path / "tiles.csv"
@@ -65,7 +65,7 @@ def test_every_kernel_has_tiles_that_fit_registers():
 @pytest.mark.slow
 def test_a_run_writes_its_table_page_and_report(tmp_path, capsys, monkeypatch):
     """On the CPU, at toy sizes: nothing of it says how fast a card is."""
-    measured = core.MEASURED_CAPABILITIES
+    measured = cards.MEASURED_CAPABILITIES
     tiny = {"batch": 1, "bins": 5, "frames": 4}  # the interpreter takes milliseconds for a row
     monkeypatch.setattr(run, "toy", lambda setting: replace(toy(setting), **tiny))
     kept = run.cells(Options(device="cpu", toy=True))
@@ -76,7 +76,7 @@ def test_a_run_writes_its_table_page_and_report(tmp_path, capsys, monkeypatch):
     status = main(["--toy", "--device", "cpu", "-o", str(output)])
     rows = read_csv(output)
     assert [r.column for r in rows] == [column for cell in chosen for column in cell.columns]
-    runs_here = not core.unsupported_reason(torch.ones(1))
+    runs_here = not cards.unsupported_reason(torch.ones(1))
     assert status == (0 if runs_here else 1)
     for row in rows:
         ours = row.column in ("triton", "log")
@@ -86,7 +86,7 @@ def test_a_run_writes_its_table_page_and_report(tmp_path, capsys, monkeypatch):
             assert row.error is None or row.error < 1e-5
         elif ours:
             assert "cannot run" in row.note
-    assert measured == core.MEASURED_CAPABILITIES
+    assert measured == cards.MEASURED_CAPABILITIES
     printed = capsys.readouterr().out
     assert "paste all of this" in printed
     assert rows[0].machine in printed

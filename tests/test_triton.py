@@ -21,11 +21,11 @@ from harmonic_lowering.denoise import Denoiser, dap, fit
 from harmonic_lowering.engines import lowering
 from harmonic_lowering.engines.geometry import geometry_of
 from harmonic_lowering.engines.native import core as native_core
-from harmonic_lowering.engines.triton import core
+from harmonic_lowering.engines.triton import cards, core, launches
 from harmonic_lowering.taps import harmonic_taps
 
 ROOT = Path(__file__).parents[1]
-MISSING = core._triton_is_missing()
+MISSING = cards._triton_is_missing()
 pytestmark = pytest.mark.filterwarnings("ignore::harmonic_lowering.DeadTapWarning")
 needs_triton = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 # What short rows and few channels do not show: several tiles of frames, chunks of channels.
@@ -50,16 +50,16 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 @pytest.fixture
 def interpreted(monkeypatch):
     """Run the kernels on the CPU, and return the launches that are made."""
-    if not core.is_interpreted():
+    if not cards.is_interpreted():
         pytest.skip("with a card its own tests run the kernels")
-    monkeypatch.setattr(core, "_failures", {})
-    launched, launch = [], core._launch
+    monkeypatch.setattr(cards, "failures", {})
+    launched, launch = [], launches.Launch.__call__
 
-    def counted(name, *arguments):
-        launched.append(name)
-        launch(name, *arguments)
+    def counted(self, *tensors):
+        launched.append(self.name)
+        launch(self, *tensors)
 
-    monkeypatch.setattr(core, "_launch", counted)
+    monkeypatch.setattr(launches.Launch, "__call__", counted)
     return launched
 
 
@@ -107,7 +107,7 @@ def assert_parity(case, dtype, device="cpu", form="contiguous"):
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_agree_with_the_reference(name, interpreted):
     assert_parity(CASES[name], torch.float32)
-    assert interpreted == ["apply", "apply", "weight_grad"]
+    assert interpreted == ["apply", "weight_grad", "total", "apply"]
 
 
 @needs_triton
@@ -137,7 +137,7 @@ def test_large_tensors_are_copied(name, form, dtype, interpreted, monkeypatch):
 
 
 @needs_triton
-@pytest.mark.skipif(not core.is_interpreted(), reason="a card is here")
+@pytest.mark.skipif(not cards.is_interpreted(), reason="a card is here")
 @pytest.mark.slow
 @settings(max_examples=10)
 @given(
@@ -182,7 +182,7 @@ def test_only_the_gradients_that_are_needed(interpreted):
     x, w, b = CASES["plain"].tensors(torch.float32)
     for needs, kernels in (
         ((True, False, False), ["apply"]),
-        ((False, True, False), ["weight_grad"]),
+        ((False, True, False), ["weight_grad", "total"]),
         ((False, False, True), []),
     ):
         leaves = [t.detach().requires_grad_(need) for t, need in zip((x, w, b), needs, strict=True)]
@@ -237,7 +237,7 @@ def test_operators_take_the_kernels(interpreted, monkeypatch):
     of_weight, of_bias = operators.tap_conv2d_weight_grad(x, y, *arguments, 3, True)
     torch.testing.assert_close(of_weight, lowering.weight_grad(x, y, given, w.shape))
     torch.testing.assert_close(of_bias, y.sum((0, 2, 3)))
-    assert interpreted == ["apply", "apply", "weight_grad"]
+    assert interpreted == ["apply", "apply", "weight_grad", "total"]
 
 
 @needs_triton
@@ -266,9 +266,9 @@ def test_compiled_and_second_derivatives(interpreted, monkeypatch):
 @needs_triton
 def test_a_kernel_that_does_not_compile(interpreted, monkeypatch):
     """One clear sentence for whoever requested the engine; `auto` goes on, forward and backward."""
-    real = core._kernels()
+    real = launches._kernels()
     broken = type("Broken", (), {"apply": None, "weight_grad": None})
-    monkeypatch.setattr(core, "_kernels", lambda: broken)
+    monkeypatch.setattr(launches, "_kernels", lambda: broken)
     case = CASES["plain"]
     with pytest.raises(NotImplementedError, match="could not compile or launch the kernel 'apply'"):
         results(case, "triton", torch.float32)
@@ -276,15 +276,15 @@ def test_a_kernel_that_does_not_compile(interpreted, monkeypatch):
     with pytest.raises(NotImplementedError, match="or use engine='auto'"):
         results(case, "triton", torch.float32)
 
-    core._failures.clear()
+    cards.failures.clear()
     x, w, b = (t.requires_grad_() for t in case.tensors(torch.float32))
     given = geometry_of(harmonic_taps(3, 2, None, 0, "linear"), 1, 1, 1, 1, 3)
     wanted = lowering.convolve(x, w, b, given)
     y = engines.triton.or_stock(engines.triton.convolve)(x, w, b, given)
     torch.testing.assert_close(y, wanted)
-    core._failures.clear()
+    cards.failures.clear()
     partly = type("Partly", (), {"apply": real.apply, "weight_grad": None})
-    monkeypatch.setattr(core, "_kernels", lambda: partly)
+    monkeypatch.setattr(launches, "_kernels", lambda: partly)
     y = engines.triton.or_stock(engines.triton.convolve)(x, w, b, given)
     got, right = (torch.autograd.grad(t.sum(), (x, w, b)) for t in (y, wanted))
     for ours, theirs in zip(got, right, strict=True):
@@ -293,24 +293,24 @@ def test_a_kernel_that_does_not_compile(interpreted, monkeypatch):
 
 def test_auto_takes_it_only_where_it_was_measured(monkeypatch):
     x, w, b = (t.to("meta") for t in CASES["plain"].tensors(torch.float32))
-    monkeypatch.setattr(core, "_unsupported_machine", lambda: None)
-    monkeypatch.setattr(core, "_unsupported_device", lambda device: None)
-    monkeypatch.setattr(core, "_capability", lambda device: (8, 0))
+    monkeypatch.setattr(cards, "_unsupported_machine", lambda: None)
+    monkeypatch.setattr(cards, "_unsupported_device", lambda device: None)
+    monkeypatch.setattr(cards, "_capability", lambda device: (8, 0))
     choice = engines.choose("auto", x, w, b)
     assert choice.engine == "lowering"
     assert "has not been measured on cards of capability 8.0" in choice.reason
 
     @torch.compile(fullgraph=True, backend="eager")
     def is_chosen(x):
-        return x + (core.auto_reason(x) is None)
+        return x + (cards.auto_reason(x) is None)
 
     torch.compiler.reset()
     assert is_chosen(torch.zeros(1)) == 0
-    monkeypatch.setattr(core, "MEASURED_CAPABILITIES", {(8, 0)})
+    monkeypatch.setattr(cards, "MEASURED_CAPABILITIES", {(8, 0)})
     torch.compiler.reset()
     assert is_chosen(torch.zeros(1)) == 1
     assert engines.choose("auto", x, w, b).engine == "triton"
-    monkeypatch.setattr(core, "_unsupported_device", lambda device: "it is too old")
+    monkeypatch.setattr(cards, "_unsupported_device", lambda device: "it is too old")
     assert "it is too old" in engines.choose("auto", x, w, b).reason
 
 
@@ -329,7 +329,7 @@ def test_numbers_that_kernels_do_not_count_to(arguments, message, interpreted):
     x, w = torch.randn(1, groups, 4, 5), torch.randn(groups, 1, 2, 3)
     with pytest.raises(NotImplementedError, match=message):
         harmonic_conv2d(x, w, engine="triton", **arguments)
-    assert not core._failures
+    assert not cards.failures
 
 
 TENSORS = {
@@ -342,11 +342,11 @@ TENSORS = {
 @pytest.mark.parametrize("name", TENSORS)
 def test_tensors_that_it_does_not_take(name, monkeypatch):
     plane, dtype, device, reason = TENSORS[name]
-    monkeypatch.setattr(core, "_unsupported_machine", lambda: None)
-    monkeypatch.setattr(core, "_unsupported_device", lambda device: None)
+    monkeypatch.setattr(cards, "_unsupported_machine", lambda: None)
+    monkeypatch.setattr(cards, "_unsupported_device", lambda device: None)
     x = torch.empty(1, 2, *plane, dtype=dtype, device="meta")
     weight = torch.ones(1, 2, 3, 3, dtype=dtype, device=device)
-    assert re.search(reason, core.unsupported_reason(x, weight))
+    assert re.search(reason, cards.unsupported_reason(x, weight))
 
 
 @needs_triton
@@ -363,17 +363,17 @@ def test_machines_and_cards_that_it_does_not_run_on(monkeypatch):
     if not MISSING and not torch.cuda.is_available():
         with pytest.raises(NotImplementedError, match="cannot run: it needs an NVIDIA card"):
             harmonic_conv2d(x, torch.ones(1, 1, 3, 3), engine="triton")
-    monkeypatch.setattr(core, "_triton_is_missing", lambda: "the package triton is not here")
-    assert core.unsupported_reason(x) == "the package triton is not here"
-    monkeypatch.setattr(core, "_unsupported_machine", lambda: None)
-    assert "a tensor is on cpu" in core.unsupported_reason(x)
-    monkeypatch.setattr(core, "_capability", lambda device: (7, 5))
+    monkeypatch.setattr(cards, "_triton_is_missing", lambda: "the package triton is not here")
+    assert cards.unsupported_reason(x) == "the package triton is not here"
+    monkeypatch.setattr(cards, "_unsupported_machine", lambda: None)
+    assert "a tensor is on cpu" in cards.unsupported_reason(x)
+    monkeypatch.setattr(cards, "_capability", lambda device: (7, 5))
     card = torch.device("cuda:0")
-    assert core._unsupported_device(card) == (
+    assert cards._unsupported_device(card) == (
         "cuda:0 has the capability 7.5, and its kernels need 8.0"
     )
-    monkeypatch.setattr(core, "_capability", lambda device: (8, 0))
-    assert core._unsupported_device(card) is None
+    monkeypatch.setattr(cards, "_capability", lambda device: (8, 0))
+    assert cards._unsupported_device(card) is None
 
 
 # -------------------------------------------------------------------- compiled for other machines
@@ -397,11 +397,11 @@ def compiled(*arguments):
 )
 def test_kernels_compile_without_spilling(arguments):
     found = compiled(*arguments)
-    assert {row["kernel"] for row in found} == {"apply", "copy", "weight_grad"}
+    assert {row["kernel"] for row in found} == {"apply", "copy", "total", "weight_grad"}
     assert {row["phases"] for row in found} == {1, 2, None}
     for row in found:
         assert row["spilled"] == 0, row
-        assert row["tensor_cores"] == (row["kernel"] != "copy"), row
+        assert row["tensor_cores"] == (row["kernel"] in ("apply", "weight_grad")), row
         assert row["shared"] <= 99 << 10, row  # what the smallest card since 8.0 has
 
 
@@ -439,7 +439,7 @@ def test_reading_losses_rarely_changes_nothing_else(method, read, monkeypatch):
 def card():
     if not torch.cuda.is_available():
         pytest.skip("no NVIDIA card here")
-    if reason := core.unsupported_reason(torch.empty(0, device="cuda")):
+    if reason := cards.unsupported_reason(torch.empty(0, device="cuda")):
         pytest.skip(reason)
     return "cuda"
 

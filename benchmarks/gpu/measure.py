@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from harmonic_lowering.engines.triton import core
+from harmonic_lowering.engines.triton import cards
 
 from ..layers.columns import build
 from ..layers.measure import FORMATS, Trial, synchronise
@@ -45,12 +45,12 @@ class CardTrial(Trial):
 
 def no_card(device: str) -> str | None:
     """Return why nothing can be measured on a device, or None."""
-    if core.is_interpreted():
+    if cards.is_interpreted():
         return "TRITON_INTERPRET is set: the kernels would be interpreted, not measured"
     try:
         if torch.device(device).type != "cuda":
             return f"device {device!r} is no card: this measures NVIDIA's"
-        return core.unsupported_reason(torch.empty(0, device=device))
+        return cards.unsupported_reason(torch.empty(0, device=device))
     except (RuntimeError, AssertionError) as error:
         lines = str(error).splitlines() or ["it has no message"]
         return f"device {device!r} cannot be used here: {lines[0]}"
@@ -72,12 +72,12 @@ def precision(name: str) -> Iterator[None]:
 @contextmanager
 def stock_by_default() -> Iterator[None]:
     """Let `auto` choose among stock engines, which are what the kernels have to beat."""
-    before = core.MEASURED_CAPABILITIES
-    core.MEASURED_CAPABILITIES = frozenset()
+    before = cards.MEASURED_CAPABILITIES
+    cards.MEASURED_CAPABILITIES = frozenset()
     try:
         yield
     finally:
-        core.MEASURED_CAPABILITIES = before
+        cards.MEASURED_CAPABILITIES = before
 
 
 def pass_of(trial: CardTrial) -> Callable[[], object]:

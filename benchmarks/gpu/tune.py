@@ -28,7 +28,7 @@ from torch import Tensor
 
 from harmonic_lowering import DeadTapWarning
 from harmonic_lowering.engines import geometry_of
-from harmonic_lowering.engines.triton import core, plan
+from harmonic_lowering.engines.triton import cards, core, plan
 
 from ..common.tables import markdown, write_rows
 from ..layers.measure import FORMATS
@@ -90,9 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = "cpu" if arguments.toy else "cuda"
     if not 0 < arguments.minutes < 1e6:
         parser.error(f"--minutes must be a number > 0, got {arguments.minutes}")
-    if arguments.toy and not core.is_interpreted():
+    if arguments.toy and not cards.is_interpreted():
         parser.error("--toy interprets the kernels: set TRITON_INTERPRET=1 in the environment")
-    if reason := core.unsupported_reason() if arguments.toy else no_card(device):
+    if reason := cards.unsupported_reason() if arguments.toy else no_card(device):
         parser.error(f"nothing to tune here: {reason}")
     todo = trials() if not arguments.toy else list(_toy_trials())
     deadline = time.monotonic() + 60 * arguments.minutes
@@ -234,8 +234,8 @@ def _compile_some(todo: Sequence[Trial], seconds: float) -> int:
             with _chosen(trial):
                 _kernel(trial, *tensors)()
             done += 1
-        except core.CannotRunError:
-            core._failures.clear()  # tiles that do not fit; they will be left out
+        except cards.CannotRunError:
+            cards.failures.clear()  # tiles that do not fit; they will be left out
     return done
 
 
@@ -251,8 +251,8 @@ def _timed(group: Sequence[Trial], device: str) -> Iterator[Row]:
             try:
                 with _chosen(trial):
                     us = _microseconds(_kernel(trial, *tensors), device)
-            except core.CannotRunError:
-                core._failures.clear()
+            except cards.CannotRunError:
+                cards.failures.clear()
                 continue
             text = "/".join(map(str, trial.tiles))
             yield Row(*trial.place, source, text, us, baseline, name, torch.__version__)

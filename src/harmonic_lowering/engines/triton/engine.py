@@ -19,7 +19,7 @@ from ..fallback import autocast, double_backward, is_plain_call, stock_reason
 from ..geometry import Geometry
 from ..native import operators
 from . import core
-from .core import auto_reason, unsupported_reason
+from .cards import CannotRunError, auto_reason, unsupported_reason
 
 __all__ = ["auto_reason", "convolve", "convolve_plain", "or_stock", "unsupported_reason"]
 
@@ -49,7 +49,7 @@ def convolve(
             return lowering.convolve(input, weight, bias, geometry)
         return operators.tap_conv2d(input, weight, bias, geometry)
     if reason := unsupported_reason(*tensors):
-        raise core.CannotRunError(reason)
+        raise CannotRunError(reason)
     return convolve_plain(input, weight, bias, geometry, requested=requested)
 
 
@@ -75,7 +75,7 @@ def or_stock(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         try:
             return convolution(input, weight, bias, geometry, requested=False)
-        except core.CannotRunError:
+        except CannotRunError:
             return blocked.convolve(input, weight, bias, geometry)
 
     return convolve
@@ -106,7 +106,7 @@ class _Convolution(torch.autograd.Function):
                 grad = core.as_gradients_read(grad, geometry, input, weight)
             gradients = operators.gradients_by(core, geometry, needs, input, weight, bias, grad)
             return *gradients, None, None
-        except core.CannotRunError:
+        except CannotRunError:
             if ctx.requested:
                 raise
             return *double_backward(geometry, needs, input, weight, bias, grad), None, None

@@ -10,7 +10,7 @@ torch may do, they run on the CPU, slowly.
 import triton
 import triton.language as tl
 
-__all__ = ["apply", "copy", "weight_grad"]
+__all__ = ["apply", "copy", "total", "weight_grad"]
 
 # Sizes for which Triton is not to compile again, although they are 1 or multiples of 16.
 _SIZES = ["target_rows", "batch", "n_tiles", "depth_tiles", "out_tiles", "padding"]
@@ -134,7 +134,7 @@ def weight_grad(
     partial[split, group, tap, τ·C + c, o] =
         Σ_reads Σ_t share·X[c, row, t·stride + τ·dilation − padding]·G[o, target row, t]
 
-    The splits are summed afterwards, in their order: no atomics, so every run gives the same.
+    `total` adds the splits, in their order: no atomics, so every run gives the same.
     """
     split, n_splits = tl.program_id(0), tl.num_programs(0)
     j = tl.program_id(1) // depth_tiles
@@ -191,6 +191,51 @@ def weight_grad(
         acc,
         mask=(q < CHANNELS * KERNEL_FRAMES)[:, None] & (o < out_channels)[None, :],
     )
+
+
+@triton.jit(do_not_specialize=["n_parts", "batch_rows", "rows", "frames"])
+def total(
+    partial, grad, weight, bias,
+    n_parts, n_numbers, out_channels, n_taps, batch_rows, rows, frames,
+    weight_group, weight_out, weight_in, weight_tap, weight_frame,  # strides
+    grad_batch, grad_channel, grad_row, grad_frame,
+    CHANNELS: tl.constexpr, KERNEL_FRAMES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    PARTS: tl.constexpr, NUMBERS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Add the parts of some numbers of the weight's gradient, or sum the bias's of one channel."""
+    n_tiles = (n_numbers + NUMBERS - 1) // NUMBERS
+    program = tl.program_id(0)
+    n = tl.arange(0, NUMBERS)
+    if program < n_tiles:
+        i = program * NUMBERS + n
+        part = tl.arange(0, PARTS)
+        acc = tl.full((PARTS, NUMBERS), 0.0, tl.float32)
+        for first in range(0, n_parts, PARTS):
+            place = partial + (first + part).to(tl.int64)[:, None] * n_numbers + i[None, :]
+            real = (first + part < n_parts)[:, None] & (i < n_numbers)[None, :]
+            acc += tl.load(place, mask=real, other=0.0)
+        o = i % out_channels
+        c = i // out_channels % CHANNELS
+        column = i // out_channels // CHANNELS
+        tap = column // KERNEL_FRAMES
+        place = weight + (tap // n_taps).to(tl.int64) * weight_group
+        place += o * weight_out + c * weight_in
+        place += tap % n_taps * weight_tap + column % KERNEL_FRAMES * weight_frame
+        tl.store(place, tl.sum(acc, 0).to(weight.dtype.element_ty), mask=i < n_numbers)
+    elif HAS_BIAS:
+        channel = (program - n_tiles).to(tl.int64)
+        grad += channel * grad_channel
+        r = tl.arange(0, ROWS)
+        total = tl.full((ROWS, NUMBERS), 0.0, tl.float32)
+        tiles_of_a_row = (frames + NUMBERS - 1) // NUMBERS
+        for step in range(0, (batch_rows + ROWS - 1) // ROWS * tiles_of_a_row):
+            row = step // tiles_of_a_row * ROWS + r
+            t = step % tiles_of_a_row * NUMBERS + n
+            place = grad + (row // rows).to(tl.int64) * grad_batch + row % rows * grad_row
+            real = (row < batch_rows)[:, None] & (t < frames)[None, :]
+            numbers = tl.load(place[:, None] + t[None, :] * grad_frame, mask=real, other=0.0)
+            total += numbers.to(tl.float32)
+        tl.store(bias + channel, tl.sum(tl.sum(total, 1), 0).to(bias.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["rows", "n_tiles"])

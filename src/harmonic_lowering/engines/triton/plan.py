@@ -15,7 +15,7 @@ from ...taps import FrequencyTaps
 from ..plans import byte_bounded_cache
 
 __all__ = [
-    "GradTiles", "Reads", "Tiles", "grad_tiles", "reads", "reads_by_tap", "reads_of_adjoint",
+    "NUMBERS_OF_A_TOTAL", "GradTiles", "Reads", "Tiles", "grad_tiles", "reads", "reads_by_tap", "reads_of_adjoint",
     "tiles",
 ]  # fmt: skip
 
@@ -170,6 +170,9 @@ def grad_tiles(
     elif out == 64:
         depth, frames = min(64, depth), 64 if precision == "ieee" else 32
     return GradTiles(depth, out, min(frames, power_of_two(n_frames)), 4, stages)
+
+
+NUMBERS_OF_A_TOTAL = 64  # of the weight's gradient, which a program of `kernels.total` adds
 
 
 def power_of_two(value: int, least: int = 16) -> int:

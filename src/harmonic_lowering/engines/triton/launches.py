@@ -1,0 +1,199 @@
+"""Launches: a kernel with all that is known before its tensors, so that a call adds addresses only.
+
+Small calls cost their Python. So a launch is made once for each geometry and layout, and from its
+second call on the CUDA driver is called directly, by ctypes, in a third of the time that Triton's
+own launcher takes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from threading import Lock
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import cards, plan
+
+__all__ = ["Launch"]
+
+_MOST_PROGRAMS = 65535  # on the second and third axis of a grid
+_ALIGNMENT = 16  # bytes that Triton compiles for
+# What a kernel may need that only Triton's launcher provides; none of ours does.
+_NEEDS_TRITON = (
+    "global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "launch_pdl",
+)  # fmt: skip
+# Tables that were read on a stream of the caller's, or by a CUDA graph: caches may drop a table
+# before either is done, so these are kept. There is one for each geometry and number of bins.
+_kept: dict[int, plan.Reads] = {}
+
+
+class Launch:
+    """A kernel to be launched with tensors of one device, dtype and layout.
+
+    Parameters
+    ----------
+    name : str
+        Of a function in `kernels`; its arguments are the tensors, the table, the numbers.
+    device : torch.device
+    grid : tuple of int
+        Number of programs on each axis.
+    numbers : tuple of int
+    constants : dict
+        What the kernel is compiled for.
+    table : plan.Reads, optional
+
+    Raises
+    ------
+    CannotRunError
+        If the grid is larger than cards have them.
+    """
+
+    def __init__(
+        self, name: str, device: torch.device, grid: tuple[int, ...], numbers: tuple[int, ...],
+        constants: dict[str, Any], table: plan.Reads | None = None,
+    ) -> None:  # fmt: skip
+        if max(grid[1:]) > _MOST_PROGRAMS:
+            raise cards.CannotRunError(f"more than {_MOST_PROGRAMS} groups, or pieces of channels")
+        self.name, self.device, self.grid = name, device, grid
+        self.numbers, self.constants, self.table = numbers, constants, table
+        self._direct: _DirectLaunch | None = None
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Launch it; what keeps Triton from compiling it is remembered.
+
+        Raises
+        ------
+        CannotRunError
+            If it does not compile, or the card refuses it.
+        """
+        if 0 in self.grid:
+            return
+        if cards.failures and (reason := cards.failures.get(self.device)):
+            raise cards.CannotRunError(reason)
+        try:
+            with _current(self.device):
+                self._launch(tensors)
+        except Exception as error:  # Triton, its assembler, a C compiler, the driver: anything
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            what = (str(error).strip().splitlines() or ["no message"])[0]
+            cards.failures[self.device] = (
+                f"on {self.device} Triton could not compile or launch the kernel {self.name!r} "
+                f"({type(error).__name__}: {what})"
+            )
+            raise cards.CannotRunError(cards.failures[self.device]) from error
+
+    def _launch(self, tensors: tuple[Tensor | None, ...]) -> None:
+        stream = 0
+        if self.device.type == "cuda":
+            stream = torch._C._cuda_getCurrentRawStream(self.device.index)
+            if stream and self.table is not None:
+                _kept[id(self.table)] = self.table
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        aligned = all(address % _ALIGNMENT == 0 for address in addresses)
+        if aligned and self._direct is not None:
+            self._direct(stream, addresses)
+            return
+        arguments = (*tensors, *(self.table[:4] if self.table else ()), *self.numbers)
+        kernel = getattr(_kernels(), self.name)
+        # Fused multiply-adds are Triton's default, which it warns that it will change.
+        compiled = kernel[self.grid](*arguments, **self.constants, enable_fp_fusion=True)
+        if aligned and compiled is not None:  # the interpreter returns None
+            self._direct = _DirectLaunch.of(compiled, self.grid, arguments, len(tensors))
+
+
+class _DirectLaunch:
+    """What the driver needs to launch a compiled kernel, but for the tensors' addresses."""
+
+    def __init__(
+        self, driver: Any, compiled: Any, grid: tuple[int, ...], values: list[int], places: list[int]
+    ) -> None:
+        self._launch, self._lock = driver.cuLaunchKernel, Lock()
+        block = 32 * compiled.metadata.num_warps, 1, 1
+        self._grid = (compiled.function, *(*grid, 1, 1)[:3], *block, compiled.metadata.shared)
+        self._places = places
+        # Each in eight bytes, of which the driver reads as many as the kernel declares.
+        self._values = (ctypes.c_uint64 * len(values))(*values)
+        first = ctypes.addressof(self._values)
+        pointers = [first + 8 * i for i in range(len(values))]
+        self._pointers = (ctypes.c_void_p * len(values))(*pointers)
+
+    @classmethod
+    def of(
+        cls, compiled: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], n_tensors: int
+    ) -> _DirectLaunch | None:
+        """Return the launch of a compiled kernel, or None unless the driver confirms its form."""
+        driver = _driver()
+        if driver is None or any(getattr(compiled.metadata, name, 0) for name in _NEEDS_TRITON):
+            return None
+        values, sizes, places = [], [], []
+        kinds = list(compiled.src.signature.values())
+        for place, (kind, value) in enumerate(zip(kinds, arguments, strict=False)):
+            if kind == "constexpr":  # compiled in: None, and numbers that are one
+                continue
+            if place < n_tensors:
+                places.append(place)
+            values.append(value.data_ptr() if isinstance(value, Tensor) else value % (1 << 64))
+            sizes.append(4 if kind == "i32" else 8)
+        values, sizes = [*values, 0, 0], [*sizes, 8, 8]  # Triton's scratch memory, of which none
+        if _parameter_sizes(driver, compiled.function) != sizes:
+            return None
+        return cls(driver, compiled, grid, values, places)
+
+    def __call__(self, stream: int, addresses: list[int]) -> None:
+        with self._lock:  # backward passes have threads of their own
+            for slot, place in enumerate(self._places):
+                self._values[slot] = addresses[place]
+            status = self._launch(*self._grid, stream, self._pointers, None)
+        if status:
+            raise RuntimeError(f"the CUDA driver returned {status}")
+
+
+@cache
+def _driver() -> Any:
+    """Return the CUDA driver's library, or None where it cannot say what a kernel's arguments are.
+
+    Since CUDA 12.4 it can.
+    """
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            driver = ctypes.CDLL(name)
+        except OSError:
+            continue
+        if not hasattr(driver, "cuFuncGetParamInfo"):
+            return None
+        pointer, size = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
+        driver.cuFuncGetParamInfo.argtypes = [pointer, ctypes.c_size_t, size, size]
+        numbers = [ctypes.c_uint] * 7  # grid, block, shared memory
+        driver.cuLaunchKernel.argtypes = [pointer, *numbers, pointer, pointer, pointer]
+        return driver
+    return None
+
+
+def _parameter_sizes(driver: Any, function: int) -> list[int]:
+    """Return how many bytes each argument of a kernel takes, as the driver sees it."""
+    sizes: list[int] = []
+    offset, size = ctypes.c_size_t(), ctypes.c_size_t()
+    while driver.cuFuncGetParamInfo(function, len(sizes), offset, size) == 0:
+        sizes.append(size.value)
+    return sizes
+
+
+@cache
+def _kernels() -> ModuleType:
+    return importlib.import_module(f"{__package__}.kernels")
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    if device.type != "cuda" or torch._C._cuda_getDevice() == device.index:
+        return _NOTHING
+    return torch.cuda.device(device)
+
+
+_NOTHING = nullcontext()
