@@ -44,14 +44,14 @@ def test_the_most_useful_comes_first_and_all_comes():
 @pytest.mark.skipif(bool(cards._triton_is_missing()), reason="triton is not installed here")
 @pytest.mark.skipif(not cards.is_interpreted(), reason="a card is here")
 def test_tiles_are_tried_and_put_back(tmp_path, capsys):
-    table = plan.tiles, plan.grad_tiles, core._copied
+    table = plan.tiles, plan.grad_tiles, core._is_worth_a_copy
     output = tmp_path / "tiles.csv"
     assert tune.main(["--toy", "-o", str(output)]) == 0
     rows = read_rows(output, tune.Row)
     assert [row.which for row in rows] == list(tune.PASSES)
     assert all(row.us > 0 and row.conv2d_us > 0 and "toy" in row.device for row in rows)
     assert "3 of 3 measured" in capsys.readouterr().out
-    assert (plan.tiles, plan.grad_tiles, core._copied) == table
+    assert (plan.tiles, plan.grad_tiles, core._is_worth_a_copy) == table
 
 
 def test_every_kernel_has_tiles_that_fit_registers():

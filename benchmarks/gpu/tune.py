@@ -151,25 +151,22 @@ def _toy_trials() -> Iterator[Trial]:
 @contextmanager
 def _chosen(trial: Trial) -> Iterator[None]:
     """Let the kernels be launched as the trial says."""
-    before = plan.tiles, plan.grad_tiles, core._copied
-    copies = trial.source == "copied"
-
-    def copied(tensor: Tensor, dim: int, often: bool) -> Tensor:
-        return before[2](tensor, dim, True) if copies else tensor
-
+    names = "_is_worth_a_copy", "_is_worth_copies"
+    before = plan.tiles, plan.grad_tiles, *(getattr(core, name) for name in names)
     plan.tiles = lambda *_, **__: plan.Tiles(*trial.tiles)  # type: ignore[assignment]
     plan.grad_tiles = lambda *_: plan.GradTiles(*trial.tiles)  # type: ignore[assignment]
-    core._copied = copied
-    core._apply_launch.cache_clear()
-    core._weight_grad_launch.cache_clear()
+    for name in names:
+        setattr(core, name, lambda *_: trial.source == "copied")
+    core.forget_launches()
     try:
         with precision(trial.precision), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeadTapWarning)
             yield
     finally:
-        plan.tiles, plan.grad_tiles, core._copied = before
-        core._apply_launch.cache_clear()
-        core._weight_grad_launch.cache_clear()
+        plan.tiles, plan.grad_tiles, *decisions = before
+        for name, decision in zip(names, decisions, strict=True):
+            setattr(core, name, decision)
+        core.forget_launches()
 
 
 def _tensors(setting: Setting, dtype: str, source: str, device: str) -> list[Tensor]:

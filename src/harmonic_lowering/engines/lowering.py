@@ -136,9 +136,9 @@ def gather_plan(
 def memory_format(*tensors: Tensor) -> torch.memory_format:
     """Return what `Conv2d` returns: channels last if the input or the weight is."""
     for tensor in tensors:
-        # what is_contiguous(memory_format=torch.channels_last) asks, which vmap does not answer
-        channels, _, frames = tensor.shape[1:]
-        strides = (1, channels * frames, channels)
-        if not tensor.is_contiguous() and tensor.stride()[1:] == strides:
-            return torch.channels_last
+        if not tensor.is_contiguous():
+            # what is_contiguous(memory_format=torch.channels_last) asks, which vmap cannot answer
+            channels, _, frames = tensor.shape[1:]
+            if tensor.stride()[1:] == (1, channels * frames, channels):
+                return torch.channels_last
     return torch.contiguous_format

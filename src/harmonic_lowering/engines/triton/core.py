@@ -17,7 +17,7 @@ from .cards import CannotRunError, unsupported_reason
 from .launches import Launch
 
 __all__ = [
-    "CannotRunError", "as_gradients_read", "input_grad", "output", "unsupported_reason",
+    "CannotRunError", "as_gradients_read", "forget_launches", "input_grad", "output", "unsupported_reason",
     "weight_grad",
 ]  # fmt: skip
 
@@ -41,12 +41,10 @@ _KEPT_LAUNCHES = 1024  # of each kind: small calls cost their launches
 
 def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve."""
-    result = torch.empty(
-        geometry.output_shape(input, weight),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=memory_format(input, weight),
+    shape, stride = _output_layout(
+        geometry, input.shape, input.stride(), weight.shape, weight.stride()
     )
+    result = torch.empty_strided(shape, stride, dtype=input.dtype, device=input.device)
     _apply(input, weight, bias, result, geometry, adjoint=False)
     return result
 
@@ -61,18 +59,17 @@ def _apply(
     *, adjoint: bool,
 ) -> None:  # fmt: skip
     source, weight = source.resolve_neg(), weight.resolve_neg()
-    if source.numel() >= _COPIED_FROM:
-        table = _reads(geometry, source.device, source.shape, target.shape, adjoint)
-        source = _copied(source, 1, _apply_layout(source, geometry, table, weight.shape[3]))
-    strides = _by_group(weight.stride(), weight.shape[0], geometry.groups)
-    if target.numel() >= _COPIED_FROM:
-        weight = _packed(weight, geometry.groups, adjoint=adjoint)
-        strides = weight.stride()
-    launch = _apply_launch(
+    if bias is not None:
+        bias = bias.resolve_neg().contiguous()
+    launch, copy, is_packed = _apply_launch(
         geometry, source.device, source.dtype, _precision(source), source.shape, source.stride(),
-        strides, weight.shape[-1], target.shape, target.stride(), adjoint, bias is not None,
+        weight.shape, weight.stride(), target.shape, target.stride(), adjoint, bias is not None,
     )  # fmt: skip
-    launch(source, weight, None if bias is None else bias.resolve_neg().contiguous(), target)
+    if copy is not None:
+        source = copy.of(source)
+    if is_packed:
+        weight = _packed(weight, geometry.groups, adjoint)
+    launch(source, weight, bias, target)
 
 
 def weight_grad(
@@ -80,21 +77,17 @@ def weight_grad(
 ) -> None:
     """Compute the weight's gradient, and the bias's if there is a tensor for it."""
     source, given = input.resolve_neg(), grad.resolve_neg()
-    if source.numel() >= _COPIED_FROM or given.numel() >= _COPIED_FROM:
-        layout = _weight_grad_layout(input, grad, geometry, result.shape[3])
-        source, given = _copied(source, *layout), _copied(given, *layout)
-    launch, n_parts = _weight_grad_launch(
-        geometry, source.device, source.dtype, _precision(source), result.shape, source.shape,
-        source.stride(), given.shape, given.stride(),
+    launch, total, n_partial, copies, with_bias = _weight_grad_launches(
+        geometry, source.device, source.dtype, _precision(source), source.shape, source.stride(),
+        given.shape, given.stride(), result.shape, result.stride(), bias is not None,
     )  # fmt: skip
+    if copies[0] is not None:
+        source = copies[0].of(source)
+    if copies[1] is not None:
+        given = copies[1].of(given)
     # (part, group, tap, column, channel, output)
-    partial = source.new_empty((n_parts * result.numel(),), dtype=torch.float32)
+    partial = torch.empty_strided((n_partial,), (1,), dtype=torch.float32, device=source.device)
     launch(source, given, partial)
-    with_bias = bias is not None and given.numel() <= _SUMMED_WITH_PARTS * given.shape[1]
-    total = _total_launch(
-        geometry.groups, source.device, source.dtype, n_parts, result.shape, result.stride(),
-        given.shape, given.stride(), with_bias,
-    )  # fmt: skip
     total(partial, given, result, bias if with_bias else None)
     if bias is not None and not with_bias:
         torch.sum(grad, (0, 2, 3), out=bias)
@@ -102,30 +95,70 @@ def weight_grad(
 
 def as_gradients_read(grad: Tensor, geometry: Geometry, input: Tensor, weight: Tensor) -> Tensor:
     """Return the output's gradient as both other gradients read it: copied once, not twice."""
-    if grad.numel() < _COPIED_FROM:
+    if grad.numel() < _COPIED_FROM or grad.dtype == torch.float32:
         return grad
-    dim, often = _weight_grad_layout(input, grad, geometry, weight.shape[3])
-    return _copied(grad.resolve_neg(), dim, often) if dim == 1 else grad
+    _, copy = _copies_for_weight_grad(
+        geometry, grad.device, grad.dtype, weight.shape[3], input.shape, input.stride(),
+        grad.shape, grad.stride(),
+    )  # fmt: skip
+    return grad if copy is None else copy.of(grad.resolve_neg())
 
 
 # -------------------------------------------------------------------- their launches
 
 
+class _Copy(NamedTuple):
+    """A copy in another layout."""
+
+    stride: Shape
+    launch: Launch
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the tensor's copy."""
+        result = torch.empty_strided(
+            tensor.shape, self.stride, dtype=tensor.dtype, device=tensor.device
+        )
+        self.launch(tensor, result)
+        return result
+
+
+@lru_cache(_KEPT_LAUNCHES)
+def _output_layout(
+    geometry: Geometry, input: Shape, input_stride: Shape, weight: Shape, weight_stride: Shape
+) -> tuple[Shape, Shape]:
+    """Return shape and strides of the output, which has the memory format of `Conv2d`'s."""
+    given = [
+        torch.empty_strided(shape, stride, device="meta")
+        for shape, stride in ((input, input_stride), (weight, weight_stride))
+    ]
+    shape, form = geometry.output_shape(*given), memory_format(*given)
+    return shape, torch.empty(shape, device="meta", memory_format=form).stride()
+
+
 @lru_cache(_KEPT_LAUNCHES)
 def _apply_launch(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, source: Shape,
-    source_stride: Shape, weight_stride: Shape, kernel_frames: int, target: Shape,
-    target_stride: Shape, adjoint: bool, has_bias: bool,
-) -> Launch:  # fmt: skip
-    """Return the launch of `kernels.apply` for tensors of a dtype, which one launch is bound to."""
-    groups, n_frames = geometry.groups, target[3]
+    source_stride: Shape, weight: Shape, weight_stride: Shape, target: Shape, target_stride: Shape,
+    adjoint: bool, has_bias: bool,
+) -> tuple[Launch, _Copy | None, bool]:  # fmt: skip
+    """Return the launch of `kernels.apply`, the source's copy, and whether weights are packed."""
+    groups, n_frames, kernel_frames = geometry.groups, target[3], weight[3]
     channels, out_channels = source[1] // groups, target[1] // groups
+    if adjoint:
+        table = plan.reads_of_adjoint(geometry.taps, device, target[2], geometry.stride[0])
+    else:
+        table = plan.reads(geometry.taps, device, source[2], geometry.stride[0])
+    often = _is_worth_a_copy(table, dtype, source[2], channels, kernel_frames)
+    copy = _copy(device, dtype, source, source_stride, dim=1) if often else None
+    source_stride = source_stride if copy is None else copy.stride
+    is_packed = prod(target) >= _COPIED_FROM
+    weight_stride = _by_group(weight_stride, weight[0], groups)
+    if is_packed:
+        weight_stride = _packed(torch.empty(weight, device="meta"), groups, adjoint).stride()
     of_group, of_output, of_input, of_tap, of_frame = weight_stride
-    out, inner = (channels, out_channels) if adjoint else (out_channels, channels)
-    of_one_group = (1, out, inner, len(geometry.taps), kernel_frames)
+    of_one_group = (1, weight[0] // groups, *weight[1:])
     _check_reach((source, source_stride), (target, target_stride), (of_one_group, weight_stride))
     _check_steps(geometry, kernel_frames)
-    table = _reads(geometry, device, source, target, adjoint)
     padding, (stride, spread) = geometry.padding[0], (geometry.stride[1], 1)
     if adjoint:
         of_output, of_input = of_input, of_output
@@ -137,7 +170,7 @@ def _apply_launch(
     )  # fmt: skip
     n_tiles = -(-n_frames // (size.frames * size.phases))
     out_tiles = -(-out_channels // size.channels)
-    return Launch(
+    launch = Launch(
         "apply", device, (target[0] * target[2] * n_tiles, groups * out_tiles, 1),
         (
             target[2], n_frames, source[3], out_channels, n_tiles, out_tiles,
@@ -153,20 +186,31 @@ def _apply_launch(
         },
         table,
     )  # fmt: skip
+    return launch, copy, is_packed
 
 
 @lru_cache(_KEPT_LAUNCHES)
-def _weight_grad_launch(
-    geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, weight: Shape,
-    source: Shape, source_stride: Shape, grad: Shape, grad_stride: Shape,
-) -> tuple[Launch, int]:  # fmt: skip
-    """Return the launch of `kernels.weight_grad`, and in how many parts it leaves the sum."""
+def _weight_grad_launches(
+    geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, source: Shape,
+    source_stride: Shape, grad: Shape, grad_stride: Shape, weight: Shape, weight_stride: Shape,
+    has_bias: bool,
+) -> tuple[Launch, Launch, int, tuple[_Copy | None, _Copy | None], bool]:  # fmt: skip
+    """Return what computes the weight's gradient.
+
+    The launches of `kernels.weight_grad` and `kernels.total`, the numbers that the first leaves to
+    the second, copies of the source and the gradient, and whether the second sums for the bias.
+    """
     groups, (channels, n_taps, kernel_frames) = geometry.groups, weight[1:]
+    table = plan.reads_by_tap(geometry.taps, device, source[2], geometry.stride[0])
+    copies = _copies_for_weight_grad(
+        geometry, device, dtype, kernel_frames, source, source_stride, grad, grad_stride
+    )
+    source_stride = source_stride if copies[0] is None else copies[0].stride
+    grad_stride = grad_stride if copies[1] is None else copies[1].stride
     one = (1, prod(weight) // groups), (1, 1)  # group of the result
     _check_reach((source, source_stride), (grad, grad_stride), one)
     _check_steps(geometry, kernel_frames)
     out_channels, n_frames = weight[0] // groups, grad[3]
-    table = plan.reads_by_tap(geometry.taps, device, source[2], geometry.stride[0])
     size = plan.grad_tiles(precision, channels, out_channels, kernel_frames, n_frames)
     depth_tiles = -(-channels * kernel_frames // size.depth)
     out_tiles = -(-out_channels // size.channels)
@@ -189,61 +233,33 @@ def _weight_grad_launch(
         },
         table,
     )  # fmt: skip
-    return launch, n_parts
-
-
-@lru_cache(_KEPT_LAUNCHES)
-def _total_launch(
-    groups: int, device: torch.device, dtype: torch.dtype, n_parts: int, weight: Shape,
-    weight_stride: Shape, grad: Shape, grad_stride: Shape, has_bias: bool,
-) -> Launch:  # fmt: skip
-    """Return the launch of `kernels.total` for a gradient of a dtype."""
-    out_channels, channels, n_taps, kernel_frames = weight
-    batch, _, rows, frames = grad
+    with_bias = has_bias and prod(grad) <= _SUMMED_WITH_PARTS * grad[1]
     n_tiles = -(-prod(weight) // plan.NUMBERS_OF_A_TOTAL)
-    return Launch(
-        "total", device, (n_tiles + (out_channels if has_bias else 0), 1, 1),
+    total = Launch(
+        "total", device, (n_tiles + (weight[0] if with_bias else 0), 1, 1),
         (
-            n_parts, prod(weight), out_channels // groups, n_taps, batch * rows, rows, frames,
-            *_by_group(weight_stride, out_channels, groups), *grad_stride,
+            n_parts, prod(weight), out_channels, n_taps, grad[0] * grad[2], *grad[2:],
+            *_by_group(weight_stride, weight[0], groups), *grad_stride,
         ),
         {
-            "CHANNELS": channels, "KERNEL_FRAMES": kernel_frames, "HAS_BIAS": has_bias,
+            "CHANNELS": channels, "KERNEL_FRAMES": kernel_frames, "HAS_BIAS": with_bias,
             "PARTS": min(32, plan.power_of_two(n_parts, 1)), "NUMBERS": plan.NUMBERS_OF_A_TOTAL,
             "ROWS": 32, "num_warps": 4, "num_stages": 1,
         },
     )  # fmt: skip
+    return launch, total, n_parts * prod(weight), copies, with_bias
 
 
-@lru_cache(_KEPT_LAUNCHES)
-def _copy_launch(
-    device: torch.device, dtype: torch.dtype, shape: Shape, source_stride: Shape,
-    target_stride: Shape,
-) -> Launch:  # fmt: skip
-    _check_reach((shape, source_stride), (shape, target_stride))
-    batch, channels, rows, frames = shape
-    size = {"FRAMES": 64, "CHANNELS": min(32, plan.power_of_two(channels))}
-    n_tiles = -(-frames // size["FRAMES"])
-    return Launch(
-        "copy", device, (batch * rows * n_tiles, -(-channels // size["CHANNELS"]), 1),
-        (rows, frames, channels, n_tiles, *source_stride, *target_stride),
-        {**size, "num_warps": 4, "num_stages": 1},
-    )  # fmt: skip
+def forget_launches() -> None:
+    """Make all launches anew, for who changes what they are made by."""
+    for made in (_apply_launch, _weight_grad_launches, _copies_for_weight_grad):
+        made.cache_clear()
 
 
 def _programs_wanted(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     return _PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _reads(
-    geometry: Geometry, device: torch.device, source: Shape, target: Shape, adjoint: bool
-) -> plan.Reads:
-    """Return what each target row reads of the source."""
-    if adjoint:
-        return plan.reads_of_adjoint(geometry.taps, device, target[2], geometry.stride[0])
-    return plan.reads(geometry.taps, device, source[2], geometry.stride[0])
 
 
 def _by_group(stride: Shape, out_channels: int, groups: int) -> Shape:
@@ -274,51 +290,73 @@ def _check_steps(geometry: Geometry, kernel_frames: int) -> None:
 # -------------------------------------------------------------------- copies of large tensors
 
 
-def _apply_layout(source: Tensor, geometry: Geometry, table: plan.Reads, columns: int) -> bool:
-    """Return whether to copy the source to channels-last format.
+def _copy(
+    device: torch.device, dtype: torch.dtype, shape: Shape, stride: Shape, dim: int
+) -> _Copy | None:
+    """Return the copy of a large tensor with the numbers of a dimension side by side."""
+    if stride[dim] == 1 or prod(shape) < _COPIED_FROM:
+        return None
+    form = torch.channels_last if dim == 1 else torch.contiguous_format
+    target_stride = torch.empty(shape, device="meta", memory_format=form).stride()
+    _check_reach((shape, stride), (shape, target_stride))
+    batch, channels, rows, frames = shape
+    size = {"FRAMES": 64, "CHANNELS": min(32, plan.power_of_two(channels))}
+    n_tiles = -(-frames // size["FRAMES"])
+    launch = Launch(
+        "copy", device, (batch * rows * n_tiles, -(-channels // size["CHANNELS"]), 1),
+        (rows, frames, channels, n_tiles, *stride, *target_stride),
+        {**size, "num_warps": 4, "num_stages": 1},
+    )  # fmt: skip
+    return _Copy(target_stride, launch)
+
+
+def _is_worth_a_copy(
+    table: plan.Reads, dtype: torch.dtype, rows: int, channels: int, kernel_frames: int
+) -> bool:
+    """Return whether to copy the source of `kernels.apply` to channels-last format.
 
     There 16 bytes are channels of one frame, which every kernel column and tap reads in one piece.
     With frames side by side, each column begins elsewhere, and Triton reads number by number.
     """
-    bytes_read = source.element_size() * _times_read(source, table, columns)
-    return columns > 1 and bytes_read > _BYTES_READ_FOR_COPY and _in_pieces(source, geometry)
+    bytes_read = dtype.itemsize * _times_read(table, rows, kernel_frames)
+    return (
+        kernel_frames > 1 and bytes_read > _BYTES_READ_FOR_COPY and channels >= _CHANNELS_IN_A_PIECE
+    )
 
 
-def _weight_grad_layout(
-    input: Tensor, grad: Tensor, geometry: Geometry, columns: int
-) -> tuple[int, bool]:
-    """Return the dimension to lie side by side in memory, and whether that is worth copies.
+@lru_cache(_KEPT_LAUNCHES)
+def _copies_for_weight_grad(
+    geometry: Geometry, device: torch.device, dtype: torch.dtype, kernel_frames: int, source: Shape,
+    source_stride: Shape, grad: Shape, grad_stride: Shape,
+) -> tuple[_Copy | None, _Copy | None]:  # fmt: skip
+    """Return the copies of source and gradient that `kernels.weight_grad` reads.
 
     Products of TF32 take what is summed, frames, side by side; those of half types take either.
     """
-    table = plan.reads_by_tap(geometry.taps, input.device, input.shape[2], geometry.stride[0])
-    often = _times_read(input, table, columns) > _TIMES_READ_FOR_COPIES
-    if input.dtype == torch.float32:
-        return 3, often
-    return 1, often and _in_pieces(input, geometry) and _in_pieces(grad, geometry)
+    table = plan.reads_by_tap(geometry.taps, device, source[2], geometry.stride[0])
+    channels = min(source[1], grad[1]) // geometry.groups
+    if not _is_worth_copies(table, dtype, source[2], channels, kernel_frames):
+        return None, None
+    dim = 3 if dtype == torch.float32 else 1
+    return (
+        _copy(device, dtype, source, source_stride, dim),
+        _copy(device, dtype, grad, grad_stride, dim),
+    )
 
 
-def _times_read(source: Tensor, table: plan.Reads, columns: int) -> float:
+def _is_worth_copies(
+    table: plan.Reads, dtype: torch.dtype, rows: int, channels: int, kernel_frames: int
+) -> bool:
+    often = _times_read(table, rows, kernel_frames) > _TIMES_READ_FOR_COPIES
+    return often and (dtype == torch.float32 or channels >= _CHANNELS_IN_A_PIECE)
+
+
+def _times_read(table: plan.Reads, rows: int, kernel_frames: int) -> float:
     """Return how often each number of a source is read, by taps and kernel columns."""
-    return len(table.row) * columns / max(1, source.shape[2])
+    return len(table.row) * kernel_frames / max(1, rows)
 
 
-def _in_pieces(tensor: Tensor, geometry: Geometry) -> bool:
-    return tensor.shape[1] // geometry.groups >= _CHANNELS_IN_A_PIECE
-
-
-def _copied(tensor: Tensor, dim: int, often: bool) -> Tensor:
-    """Return a large tensor that is read often with the numbers of a dimension side by side."""
-    if not often or tensor.stride(dim) == 1 or tensor.numel() < _COPIED_FROM:
-        return tensor
-    form = torch.channels_last if dim == 1 else torch.contiguous_format
-    result = torch.empty_like(tensor, memory_format=form)
-    layouts = tensor.shape, tensor.stride(), result.stride()
-    _copy_launch(tensor.device, tensor.dtype, *layouts)(tensor, result)
-    return result
-
-
-def _packed(weight: Tensor, groups: int, *, adjoint: bool) -> Tensor:
+def _packed(weight: Tensor, groups: int, adjoint: bool) -> Tensor:
     """Return a copy in which all that one output takes of a tap lies side by side.
 
     It is (group, out, in, tap, column); the adjoint sums over the outputs.

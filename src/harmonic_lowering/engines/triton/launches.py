@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
+from struct import Struct
 from threading import Lock
 from types import ModuleType
 from typing import Any
@@ -72,13 +73,14 @@ class Launch:
         CannotRunError
             If it does not compile, or the card refuses it.
         """
-        if 0 in self.grid:
+        direct = self._direct
+        if (direct is not None and direct(tensors)) or 0 in self.grid:
             return
-        if cards.failures and (reason := cards.failures.get(self.device)):
+        if reason := cards.failures.get(self.device):
             raise cards.CannotRunError(reason)
         try:
-            with _current(self.device):
-                self._launch(tensors)
+            with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+                self._launch_by_triton(tensors)
         except Exception as error:  # Triton, its assembler, a C compiler, the driver: anything
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -89,35 +91,32 @@ class Launch:
             )
             raise cards.CannotRunError(cards.failures[self.device]) from error
 
-    def _launch(self, tensors: tuple[Tensor | None, ...]) -> None:
-        stream = 0
-        if self.device.type == "cuda":
-            stream = torch._C._cuda_getCurrentRawStream(self.device.index)
-            if stream and self.table is not None:
-                _kept[id(self.table)] = self.table
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        aligned = all(address % _ALIGNMENT == 0 for address in addresses)
-        if aligned and self._direct is not None:
-            self._direct(stream, addresses)
-            return
+    def _launch_by_triton(self, tensors: tuple[Tensor | None, ...]) -> None:
         arguments = (*tensors, *(self.table[:4] if self.table else ()), *self.numbers)
         kernel = getattr(_kernels(), self.name)
         # Fused multiply-adds are Triton's default, which it warns that it will change.
         compiled = kernel[self.grid](*arguments, **self.constants, enable_fp_fusion=True)
-        if aligned and compiled is not None:  # the interpreter returns None
-            self._direct = _DirectLaunch.of(compiled, self.grid, arguments, len(tensors))
+        if self.device.type != "cuda":
+            return
+        if self.table is not None and torch._C._cuda_getCurrentRawStream(self.device.index):
+            _kept[id(self.table)] = self.table
+        if all(tensor is None or tensor.data_ptr() % _ALIGNMENT == 0 for tensor in tensors):
+            self._direct = _DirectLaunch.of(self, compiled, arguments, len(tensors))
 
 
 class _DirectLaunch:
     """What the driver needs to launch a compiled kernel, but for the tensors' addresses."""
 
     def __init__(
-        self, driver: Any, compiled: Any, grid: tuple[int, ...], values: list[int], places: list[int]
+        self, launch: Launch, driver: Any, compiled: Any, values: list[int], n_tensors: int
     ) -> None:
-        self._launch, self._lock = driver.cuLaunchKernel, Lock()
-        block = 32 * compiled.metadata.num_warps, 1, 1
-        self._grid = (compiled.function, *(*grid, 1, 1)[:3], *block, compiled.metadata.shared)
-        self._places = places
+        self._index, self._table = launch.device.index, launch.table
+        grid, block = (*launch.grid, 1, 1)[:3], (32 * compiled.metadata.num_warps, 1, 1)
+        self._launch = partial(
+            driver.cuLaunchKernel, compiled.function, *grid, *block, compiled.metadata.shared
+        )
+        self._lock = Lock()
+        self._pack = Struct(f"={n_tensors}Q").pack_into
         # Each in eight bytes, of which the driver reads as many as the kernel declares.
         self._values = (ctypes.c_uint64 * len(values))(*values)
         first = ctypes.addressof(self._values)
@@ -126,33 +125,39 @@ class _DirectLaunch:
 
     @classmethod
     def of(
-        cls, compiled: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], n_tensors: int
+        cls, launch: Launch, compiled: Any, arguments: tuple[Any, ...], n_tensors: int
     ) -> _DirectLaunch | None:
         """Return the launch of a compiled kernel, or None unless the driver confirms its form."""
         driver = _driver()
         if driver is None or any(getattr(compiled.metadata, name, 0) for name in _NEEDS_TRITON):
             return None
-        values, sizes, places = [], [], []
-        kinds = list(compiled.src.signature.values())
-        for place, (kind, value) in enumerate(zip(kinds, arguments, strict=False)):
-            if kind == "constexpr":  # compiled in: None, and numbers that are one
-                continue
-            if place < n_tensors:
-                places.append(place)
-            values.append(value.data_ptr() if isinstance(value, Tensor) else value % (1 << 64))
-            sizes.append(4 if kind == "i32" else 8)
+        values, sizes = [], []
+        kinds = compiled.src.signature.values()
+        for kind, value in zip(kinds, arguments, strict=False):
+            if kind != "constexpr":  # compiled in: None, and numbers that are one
+                values.append(value.data_ptr() if isinstance(value, Tensor) else value % (1 << 64))
+                sizes.append(4 if kind == "i32" else 8)
         values, sizes = [*values, 0, 0], [*sizes, 8, 8]  # Triton's scratch memory, of which none
         if _parameter_sizes(driver, compiled.function) != sizes:
             return None
-        return cls(driver, compiled, grid, values, places)
+        given = sum(tensor is not None for tensor in arguments[:n_tensors])
+        return cls(launch, driver, compiled, values, given)
 
-    def __call__(self, stream: int, addresses: list[int]) -> None:
+    def __call__(self, tensors: tuple[Tensor | None, ...]) -> bool:
+        """Launch it, or return False if that is left to Triton."""
+        if torch._C._cuda_getDevice() != self._index:
+            return False
+        addresses = [tensor.data_ptr() for tensor in tensors if tensor is not None]
+        for address in addresses:
+            if address % _ALIGNMENT:
+                return False
+        stream = torch._C._cuda_getCurrentRawStream(self._index)
+        if stream and self._table is not None:
+            _kept[id(self._table)] = self._table
         with self._lock:  # backward passes have threads of their own
-            for slot, place in enumerate(self._places):
-                self._values[slot] = addresses[place]
-            status = self._launch(*self._grid, stream, self._pointers, None)
-        if status:
-            raise RuntimeError(f"the CUDA driver returned {status}")
+            self._pack(self._values, 0, *addresses)
+            status = self._launch(stream, self._pointers, None)
+        return bool(status == 0)  # or else Triton says what is wrong
 
 
 @cache
@@ -188,12 +193,3 @@ def _parameter_sizes(driver: Any, function: int) -> list[int]:
 @cache
 def _kernels() -> ModuleType:
     return importlib.import_module(f"{__package__}.kernels")
-
-
-def _current(device: torch.device) -> AbstractContextManager[Any]:
-    if device.type != "cuda" or torch._C._cuda_getDevice() == device.index:
-        return _NOTHING
-    return torch.cuda.device(device)
-
-
-_NOTHING = nullcontext()
