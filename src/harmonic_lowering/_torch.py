@@ -295,11 +295,12 @@ def has_matrix_units() -> bool:
 
 def allows_tf32_in_convolutions() -> bool:
     """Whether torch's switches let convolutions of float32 multiply in TF32."""
-    switches = getattr(torch.backends.cudnn, "conv", None)
-    precision = getattr(switches, "fp32_precision", None)  # torch 2.9 and newer
-    if precision is None:
+    if _switches is None:
         return bool(torch.backends.cudnn.allow_tf32)
-    return bool(precision == "tf32")
+    return bool(_switches.fp32_precision == "tf32")
+
+
+_switches = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and newer
 
 
 def register_autograd(

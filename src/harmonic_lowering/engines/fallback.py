@@ -19,13 +19,12 @@ def is_plain_call(*tensors: Tensor) -> bool:
     """Whether tensors are ordinary ones of an eager call: their memory can be worked on."""
     if not _torch.is_eager():
         return False
-    return all(
-        _torch.is_plain(tensor)
-        and tensor.device.type != "meta"
-        and tensor.numel() > 0
-        and not tensor._is_zerotensor()
-        for tensor in tensors
-    )
+    for tensor in tensors:
+        if not _torch.is_plain(tensor) or tensor.is_meta or tensor._is_zerotensor():
+            return False
+        if not tensor.numel():
+            return False
+    return True
 
 
 def stock_reason(*tensors: Tensor) -> str | None:

@@ -17,8 +17,8 @@ from .cards import CannotRunError, unsupported_reason
 from .launches import Launch
 
 __all__ = [
-    "CannotRunError", "as_gradients_read", "forget_launches", "input_grad", "output", "unsupported_reason",
-    "weight_grad",
+    "CannotRunError", "as_gradients_read", "forget_launches", "input_grad", "output",
+    "unsupported_reason", "weight_grad",
 ]  # fmt: skip
 
 Shape = tuple[int, ...]  # or strides
@@ -41,35 +41,26 @@ _KEPT_LAUNCHES = 1024  # of each kind: small calls cost their launches
 
 def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve."""
-    shape, stride = _output_layout(
-        geometry, input.shape, input.stride(), weight.shape, weight.stride()
-    )
-    result = torch.empty_strided(shape, stride, dtype=input.dtype, device=input.device)
-    _apply(input, weight, bias, result, geometry, adjoint=False)
+    source, weight = input.resolve_neg(), weight.resolve_neg()
+    if bias is not None:
+        bias = bias.resolve_neg().contiguous()
+    way = _output_way(
+        geometry, source.device, source.dtype, _precision(source), source.shape, source.stride(),
+        weight.shape, weight.stride(), bias is not None,
+    )  # fmt: skip
+    result = torch.empty_strided(way.shape, way.stride, dtype=source.dtype, device=source.device)
+    way.run(source, weight, bias, result)
     return result
 
 
 def input_grad(grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor) -> None:
     """Compute the input's gradient: the output's, through the flipped kernel and P_jᵀ."""
-    _apply(grad, weight, None, result, geometry, adjoint=True)
-
-
-def _apply(
-    source: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, geometry: Geometry,
-    *, adjoint: bool,
-) -> None:  # fmt: skip
-    source, weight = source.resolve_neg(), weight.resolve_neg()
-    if bias is not None:
-        bias = bias.resolve_neg().contiguous()
-    launch, copy, is_packed = _apply_launch(
+    source, weight = grad.resolve_neg(), weight.resolve_neg()
+    way = _apply_way(
         geometry, source.device, source.dtype, _precision(source), source.shape, source.stride(),
-        weight.shape, weight.stride(), target.shape, target.stride(), adjoint, bias is not None,
+        weight.shape, weight.stride(), result.shape, result.stride(), True, False,
     )  # fmt: skip
-    if copy is not None:
-        source = copy.of(source)
-    if is_packed:
-        weight = _packed(weight, geometry.groups, adjoint)
-    launch(source, weight, bias, target)
+    way.run(source, weight, None, result)
 
 
 def weight_grad(
@@ -122,26 +113,48 @@ class _Copy(NamedTuple):
         return result
 
 
+class _Way(NamedTuple):
+    """How `kernels.apply` is called for tensors of one layout."""
+
+    launch: Launch
+    copy: _Copy | None  # of the source
+    pack: tuple[int, bool] | None  # `_packed`'s arguments, if the weight is
+    shape: Shape  # of the target
+    stride: Shape
+
+    def run(self, source: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
+        """Compute the target."""
+        if self.copy is not None:
+            source = self.copy.of(source)
+        if self.pack is not None:
+            weight = _packed(weight, *self.pack)
+        self.launch(source, weight, bias, target)
+
+
 @lru_cache(_KEPT_LAUNCHES)
-def _output_layout(
-    geometry: Geometry, input: Shape, input_stride: Shape, weight: Shape, weight_stride: Shape
-) -> tuple[Shape, Shape]:
-    """Return shape and strides of the output, which has the memory format of `Conv2d`'s."""
+def _output_way(
+    geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, input: Shape,
+    input_stride: Shape, weight: Shape, weight_stride: Shape, has_bias: bool,
+) -> _Way:  # fmt: skip
+    """Return the way to an output, which has the memory format of `Conv2d`'s."""
     given = [
         torch.empty_strided(shape, stride, device="meta")
         for shape, stride in ((input, input_stride), (weight, weight_stride))
     ]
     shape, form = geometry.output_shape(*given), memory_format(*given)
-    return shape, torch.empty(shape, device="meta", memory_format=form).stride()
+    stride = torch.empty(shape, device="meta", memory_format=form).stride()
+    return _apply_way(
+        geometry, device, dtype, precision, input, input_stride, weight, weight_stride, shape,
+        stride, False, has_bias,
+    )  # fmt: skip
 
 
 @lru_cache(_KEPT_LAUNCHES)
-def _apply_launch(
+def _apply_way(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, source: Shape,
     source_stride: Shape, weight: Shape, weight_stride: Shape, target: Shape, target_stride: Shape,
     adjoint: bool, has_bias: bool,
-) -> tuple[Launch, _Copy | None, bool]:  # fmt: skip
-    """Return the launch of `kernels.apply`, the source's copy, and whether weights are packed."""
+) -> _Way:  # fmt: skip
     groups, n_frames, kernel_frames = geometry.groups, target[3], weight[3]
     channels, out_channels = source[1] // groups, target[1] // groups
     if adjoint:
@@ -151,10 +164,10 @@ def _apply_launch(
     often = _is_worth_a_copy(table, dtype, source[2], channels, kernel_frames)
     copy = _copy(device, dtype, source, source_stride, dim=1) if often else None
     source_stride = source_stride if copy is None else copy.stride
-    is_packed = prod(target) >= _COPIED_FROM
+    pack = (groups, adjoint) if prod(target) >= _COPIED_FROM else None
     weight_stride = _by_group(weight_stride, weight[0], groups)
-    if is_packed:
-        weight_stride = _packed(torch.empty(weight, device="meta"), groups, adjoint).stride()
+    if pack is not None:
+        weight_stride = _packed(torch.empty(weight, device="meta"), *pack).stride()
     of_group, of_output, of_input, of_tap, of_frame = weight_stride
     of_one_group = (1, weight[0] // groups, *weight[1:])
     _check_reach((source, source_stride), (target, target_stride), (of_one_group, weight_stride))
@@ -186,7 +199,7 @@ def _apply_launch(
         },
         table,
     )  # fmt: skip
-    return launch, copy, is_packed
+    return _Way(launch, copy, pack, target, target_stride)
 
 
 @lru_cache(_KEPT_LAUNCHES)
@@ -252,7 +265,7 @@ def _weight_grad_launches(
 
 def forget_launches() -> None:
     """Make all launches anew, for who changes what they are made by."""
-    for made in (_apply_launch, _weight_grad_launches, _copies_for_weight_grad):
+    for made in (_output_way, _apply_way, _weight_grad_launches, _copies_for_weight_grad):
         made.cache_clear()
 
 

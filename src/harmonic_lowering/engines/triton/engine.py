@@ -64,7 +64,7 @@ def convolve_plain(
     """Convolve plain tensors of an eager call, which the kernels support."""
     if not torch.is_grad_enabled():
         return core.output(input, weight, bias, geometry)
-    return _Convolution.apply(input, weight, bias, geometry, requested)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(input, weight, bias, geometry, requested)
 
 
 @cache
@@ -110,3 +110,8 @@ class _Convolution(torch.autograd.Function):
             if ctx.requested:
                 raise
             return *double_backward(geometry, needs, input, weight, bias, grad), None, None
+
+
+# Without what `Function.apply` does first, to look for tensors of transforms that have ended: there
+# are none among plain ones, and small calls cost their Python.
+_apply: Callable[..., Tensor] = super(torch.autograd.Function, _Convolution).apply

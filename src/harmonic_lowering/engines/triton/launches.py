@@ -105,23 +105,25 @@ class Launch:
 
 
 class _DirectLaunch:
-    """What the driver needs to launch a compiled kernel, but for the tensors' addresses."""
+    """What the driver needs to launch a compiled kernel, but for stream and addresses."""
 
     def __init__(
         self, launch: Launch, driver: Any, compiled: Any, values: list[int], n_tensors: int
     ) -> None:
         self._index, self._table = launch.device.index, launch.table
         grid, block = (*launch.grid, 1, 1)[:3], (32 * compiled.metadata.num_warps, 1, 1)
-        self._launch = partial(
-            driver.cuLaunchKernel, compiled.function, *grid, *block, compiled.metadata.shared
-        )
-        self._lock = Lock()
-        self._pack = Struct(f"={n_tensors}Q").pack_into
+        self._config = _LaunchConfig(*grid, *block, compiled.metadata.shared)
         # Each in eight bytes, of which the driver reads as many as the kernel declares.
         self._values = (ctypes.c_uint64 * len(values))(*values)
+        self._set_addresses = partial(Struct(f"={n_tensors}Q").pack_into, self._values, 0)
         first = ctypes.addressof(self._values)
         pointers = [first + 8 * i for i in range(len(values))]
         self._pointers = (ctypes.c_void_p * len(values))(*pointers)
+        self._launch = partial(
+            driver.cuLaunchKernelEx, ctypes.addressof(self._config), compiled.function,
+            ctypes.addressof(self._pointers), None,
+        )  # fmt: skip
+        self._lock = Lock()
 
     @classmethod
     def of(
@@ -155,9 +157,22 @@ class _DirectLaunch:
         if stream and self._table is not None:
             _kept[id(self._table)] = self._table
         with self._lock:  # backward passes have threads of their own
-            self._pack(self._values, 0, *addresses)
-            status = self._launch(stream, self._pointers, None)
+            self._set_addresses(*addresses)
+            self._config.stream = stream
+            status = self._launch()
         return bool(status == 0)  # or else Triton says what is wrong
+
+
+class _LaunchConfig(ctypes.Structure):
+    """The driver's CUlaunchConfig."""
+
+    _fields_ = [
+        *((f"{what}_{axis}", ctypes.c_uint) for what in ("grid", "block") for axis in "xyz"),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("n_attributes", ctypes.c_uint),
+    ]
 
 
 @cache
@@ -175,8 +190,7 @@ def _driver() -> Any:
             return None
         pointer, size = ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t)
         driver.cuFuncGetParamInfo.argtypes = [pointer, ctypes.c_size_t, size, size]
-        numbers = [ctypes.c_uint] * 7  # grid, block, shared memory
-        driver.cuLaunchKernel.argtypes = [pointer, *numbers, pointer, pointer, pointer]
+        driver.cuLaunchKernelEx.argtypes = [pointer] * 4
         return driver
     return None
 

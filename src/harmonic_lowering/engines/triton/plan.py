@@ -15,8 +15,8 @@ from ...taps import FrequencyTaps
 from ..plans import byte_bounded_cache
 
 __all__ = [
-    "NUMBERS_OF_A_TOTAL", "GradTiles", "Reads", "Tiles", "grad_tiles", "reads", "reads_by_tap", "reads_of_adjoint",
-    "tiles",
+    "NUMBERS_OF_A_TOTAL", "GradTiles", "Reads", "Tiles", "grad_tiles", "power_of_two", "reads",
+    "reads_by_tap", "reads_of_adjoint", "tiles",
 ]  # fmt: skip
 
 
