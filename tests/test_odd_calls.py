@@ -40,7 +40,8 @@ def assert_right(layer, exact, x):
     exact.load_state_dict(layer.state_dict())
     for got, wanted in zip(results(layer, x), results(exact, x.double()), strict=True):
         assert got.isfinite().all()
-        assert (got.double() - wanted).norm() <= 8 * eps * wanted.norm()
+        # torch sums a bias's gradient itself, of 36000 numbers with 13 eps on two threads
+        assert (got.double() - wanted).norm() <= 16 * eps * wanted.norm()
 
 
 # -------------------------------------------------------------------- torch's state

@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("-o", "--output", type=Path, default=Path("gpu-denoising"), metavar="FOLDER")
     add("--device", default="cuda", help="default: %(default)s")
     add("--dap-steps", type=int, default=10_000, metavar="N", help="default: %(default)s")
+    add("--dap-seconds", type=float, metavar="S", help="stop it after this long")
     add("--steps", type=int, metavar="N", help="of the prior; default: as many as usual")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--no-scores", action="store_true", help="denoise only")
@@ -97,7 +98,8 @@ def _run(
     rows = [Row("noisy", "", torch.__version__, length, 0.0)]
     _write(folder / rows[0].file, made.noisy, made.sample_rate)
     for name, device, denoiser in denoisers:
-        seconds, restored = _timed(denoiser, made)
+        seconds, restored, steps = _timed(denoiser, made)
+        name = f"{name}, {steps} steps" if name == "dap" else name
         rows.append(Row(name, device, torch.__version__, length, seconds))
         _write(folder / rows[-1].file, restored, made.sample_rate)
         write_rows(table, rows, Row)
@@ -138,18 +140,20 @@ def _denoisers(arguments: argparse.Namespace) -> Iterator[tuple[str, str, Denois
         yield "fast", device, Denoiser(quality="fast", device=device)
         yield "default", device, Denoiser(device=device, **steps)
         yield "prior", device, Denoiser(start="random", device=device, **steps)
-    dap = Denoiser(method="dap", steps=arguments.dap_steps, device=arguments.device)
-    yield f"dap, {arguments.dap_steps} steps", arguments.device, dap
+    limits = {"steps": arguments.dap_steps, "time_limit": arguments.dap_seconds}
+    yield "dap", arguments.device, Denoiser(method="dap", device=arguments.device, **limits)
 
 
-def _timed(denoiser: Denoiser, made: Made) -> tuple[float, Array]:
-    """Return the seconds of a run whose kernels are compiled, and its result."""
+def _timed(denoiser: Denoiser, made: Made) -> tuple[float, Array, int]:
+    """Return the seconds of a run whose kernels are compiled, its result, and its last step."""
     noisy = torch.from_numpy(made.noisy).float()
     first = denoiser if denoiser.quality == "fast" else replace(denoiser, steps=1)
     first(noisy, made.sample_rate)
+    steps = [0]
     began = time.perf_counter()
-    restored = denoiser(noisy, made.sample_rate).waveform.cpu()
-    return time.perf_counter() - began, restored.double().numpy()
+    restored = denoiser(noisy, made.sample_rate, progress=lambda at: steps.append(at.step))
+    result = restored.waveform.cpu().double().numpy()
+    return time.perf_counter() - began, result, steps[-1]
 
 
 def _line(row: Row) -> list[str]:
