@@ -220,8 +220,8 @@ def _weight_grad_launches(
     )
     source_stride = source_stride if copies[0] is None else copies[0].stride
     grad_stride = grad_stride if copies[1] is None else copies[1].stride
-    one = (1, prod(weight) // groups), (1, 1)  # group of the result
-    _check_reach((source, source_stride), (grad, grad_stride), one)
+    numbers = (1, prod(weight)), (1, 1)
+    _check_reach((source, source_stride), (grad, grad_stride), numbers)
     _check_steps(geometry, kernel_frames)
     out_channels, n_frames = weight[0] // groups, grad[3]
     size = plan.grad_tiles(precision, channels, out_channels, kernel_frames, n_frames)

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from . import cards, plan
 
-__all__ = ["Launch"]
+__all__ = ["Launch", "LaunchConfig"]
 
-_MOST_PROGRAMS = 65535  # on the second and third axis of a grid
+_MOST_PROGRAMS = (1 << 31) - 1, 65535, 65535  # on each axis of a grid
 _ALIGNMENT = 16  # bytes that Triton compiles for
 # What a kernel may need that only Triton's launcher provides; none of ours does.
 _NEEDS_TRITON = (
@@ -42,7 +42,7 @@ class Launch:
     name : str
         Of a function in `kernels`; its arguments are the tensors, the table, the numbers.
     device : torch.device
-    grid : tuple of int
+    grid : (int, int, int)
         Number of programs on each axis.
     numbers : tuple of int
     constants : dict
@@ -56,14 +56,18 @@ class Launch:
     """
 
     def __init__(
-        self, name: str, device: torch.device, grid: tuple[int, ...], numbers: tuple[int, ...],
+        self, name: str, device: torch.device, grid: tuple[int, int, int], numbers: tuple[int, ...],
         constants: dict[str, Any], table: plan.Reads | None = None,
     ) -> None:  # fmt: skip
-        if max(grid[1:]) > _MOST_PROGRAMS:
-            raise cards.CannotRunError(f"more than {_MOST_PROGRAMS} groups, or pieces of channels")
+        if any(n > most for n, most in zip(grid, _MOST_PROGRAMS, strict=True)):
+            raise cards.CannotRunError(
+                f"it takes {grid} programs (of rows and frames; of groups and channels), and cards "
+                f"have at most {_MOST_PROGRAMS}"
+            )
         self.name, self.device, self.grid = name, device, grid
         self.numbers, self.constants, self.table = numbers, constants, table
         self._direct: _DirectLaunch | None = None
+        self._may_be_direct = True  # until the driver says no
 
     def __call__(self, *tensors: Tensor | None) -> None:
         """Launch it; what keeps Triton from compiling it is remembered.
@@ -100,8 +104,10 @@ class Launch:
             return
         if self.table is not None and torch._C._cuda_getCurrentRawStream(self.device.index):
             _kept[id(self.table)] = self.table
-        if all(tensor is None or tensor.data_ptr() % _ALIGNMENT == 0 for tensor in tensors):
+        aligned = all(tensor is None or tensor.data_ptr() % _ALIGNMENT == 0 for tensor in tensors)
+        if aligned and self._direct is None and self._may_be_direct:
             self._direct = _DirectLaunch.of(self, compiled, arguments, len(tensors))
+            self._may_be_direct = self._direct is not None
 
 
 class _DirectLaunch:
@@ -111,8 +117,9 @@ class _DirectLaunch:
         self, launch: Launch, driver: Any, compiled: Any, values: list[int], n_tensors: int
     ) -> None:
         self._index, self._table = launch.device.index, launch.table
-        grid, block = (*launch.grid, 1, 1)[:3], (32 * compiled.metadata.num_warps, 1, 1)
-        self._config = _LaunchConfig(*grid, *block, compiled.metadata.shared)
+        self._compiled = compiled  # for as long as its function may be launched
+        block = 32 * compiled.metadata.num_warps, 1, 1
+        self._config = LaunchConfig(*launch.grid, *block, compiled.metadata.shared)
         # Each in eight bytes, of which the driver reads as many as the kernel declares.
         self._values = (ctypes.c_uint64 * len(values))(*values)
         self._set_addresses = partial(Struct(f"={n_tensors}Q").pack_into, self._values, 0)
@@ -148,7 +155,8 @@ class _DirectLaunch:
     def __call__(self, tensors: tuple[Tensor | None, ...]) -> bool:
         """Launch it, or return False if that is left to Triton."""
         if torch._C._cuda_getDevice() != self._index:
-            return False
+            with torch.cuda.device(self._index):
+                return self(tensors)
         addresses = [tensor.data_ptr() for tensor in tensors if tensor is not None]
         for address in addresses:
             if address % _ALIGNMENT:
@@ -163,7 +171,7 @@ class _DirectLaunch:
         return bool(status == 0)  # or else Triton says what is wrong
 
 
-class _LaunchConfig(ctypes.Structure):
+class LaunchConfig(ctypes.Structure):
     """The driver's CUlaunchConfig."""
 
     _fields_ = [
