@@ -30,6 +30,7 @@ from torch.library import Library
 
 __all__ = [
     "allows_tf32_in_convolutions",
+    "apply_to_plain",
     "compile_time_constant",
     "constant_object",
     "fx_call",
@@ -301,6 +302,14 @@ def allows_tf32_in_convolutions() -> bool:
 
 
 _switches = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and newer
+
+
+def apply_to_plain(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
+    """Return a function's `apply` for plain tensors, whose Python small calls notice.
+
+    What it leaves out is the search for tensors of transforms that have ended.
+    """
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc,no-any-return]
 
 
 def register_autograd(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import _torch
 from .. import lowering
 from ..fallback import autocast, is_plain_call, stock_reason
 from ..geometry import Geometry
@@ -50,7 +51,7 @@ def convolve_plain(
     """Convolve plain tensors of an eager call, which the core supports."""
     if not torch.is_grad_enabled():  # what autograd's function costs is a third of a small call
         return core.output(input, weight, bias, geometry)
-    return _Convolution.apply(input, weight, bias, geometry)  # type: ignore[no-any-return, no-untyped-call]
+    return _apply(input, weight, bias, geometry)
 
 
 class _Convolution(torch.autograd.Function):
@@ -70,3 +71,6 @@ class _Convolution(torch.autograd.Function):
             return *operators.gradients(geometry, needs, input, weight, grad), None
         gradients = operators.gradients_by(core, geometry, needs, input, weight, bias, grad)
         return *gradients, None
+
+
+_apply = _torch.apply_to_plain(_Convolution)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import _torch
 from .. import blocked, lowering
 from ..fallback import autocast, double_backward, is_plain_call, stock_reason
 from ..geometry import Geometry
@@ -112,6 +113,4 @@ class _Convolution(torch.autograd.Function):
             return *double_backward(geometry, needs, input, weight, bias, grad), None, None
 
 
-# Without what `Function.apply` does first, to look for tensors of transforms that have ended: there
-# are none among plain ones, and small calls cost their Python.
-_apply: Callable[..., Tensor] = super(torch.autograd.Function, _Convolution).apply
+_apply = _torch.apply_to_plain(_Convolution)
