@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,15 +46,9 @@ def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     """Convolve."""
     input, weight = input.resolve_neg(), weight.resolve_neg()
     key = (geometry, input.dtype, input.shape, input.stride(), weight.shape, weight.stride())
-    prepared = _prepared.get(key)
-    if prepared is None:
-        prepared = _prepare(input, weight, geometry)
-        if len(_prepared) >= _MOST_PREPARED:
-            _prepared.clear()
-        _prepared[key] = prepared
-    shape, form, template, _ = prepared
-    result = empty(shape, input, form)
-    call = library.Call.from_buffer_copy(template)
+    known = _outputs.get(key) or _keep(_outputs, key, _prepare_output(input, weight, geometry))
+    result = empty(known.shape, input, known.form)
+    call = library.Call.from_buffer_copy(known.call)
     call.src, call.weight, call.dst = input.data_ptr(), weight.data_ptr(), result.data_ptr()
     if bias is not None:
         bias = bias.resolve_neg().contiguous()
@@ -62,40 +57,20 @@ def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
     return result
 
 
-# All of a call but the addresses, which is most of what a small one takes.
-Prepared = tuple[tuple[int, ...], torch.memory_format, library.Call, Matrices]
-_prepared: dict[tuple[object, ...], Prepared] = {}
-_MOST_PREPARED = 4096
-
-
-def _prepare(input: Tensor, weight: Tensor, geometry: Geometry) -> Prepared:
-    shape, form = geometry.output_shape(input, weight), memory_format(input, weight)
-    plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
-    call = _call(input, weight, empty(shape, input, form), plan, geometry)
-    out, into, row, frame = weight.stride()
-    call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, out, into, row, frame)
-    return shape, form, call, plan  # the plan, because the call has addresses in it
-
-
 def input_grad(grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor) -> None:
     """Convolve the output's gradient with the flipped kernel, rows through P_jᵀ.
 
     A stride in time becomes zeros between the frames of the gradient.
     """
     grad, weight = grad.resolve_neg(), weight.resolve_neg()
-    plan = matrices(geometry.taps, result.shape[2], geometry.stride[0])
-    call = _call(grad, weight, result, plan.adjoint(), geometry)
-    kernel_frames = weight.shape[3]
-    call.set_time(
-        stride=1,
-        input_dilation=geometry.stride[1],
-        dilation=geometry.dilation,
-        padding=geometry.dilation * (kernel_frames - 1) - geometry.padding[0],
+    key = _key(geometry, grad, weight, result)
+    known = _input_grads.get(key) or _keep(
+        _input_grads, key, _prepare_input_grad(grad, weight, geometry, result)
     )
-    call.in_channels, call.out_channels = call.out_channels, call.in_channels
-    out, into, row, frame = weight.stride()
-    call.weight = weight.data_ptr() + (kernel_frames - 1) * frame * weight.element_size()
-    call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, into, out, row, -frame)
+    call = library.Call.from_buffer_copy(known.call)
+    last_column = (weight.shape[3] - 1) * weight.stride(3) * weight.element_size()
+    call.weight = weight.data_ptr() + last_column
+    call.src, call.dst = grad.data_ptr(), result.data_ptr()
     library.run("tap_conv_apply", call)
 
 
@@ -104,13 +79,84 @@ def weight_grad(
 ) -> None:
     """Compute the weight's gradient, and the bias's if there is a tensor for it."""
     input, grad = input.resolve_neg(), grad.resolve_neg()
+    key = _key(geometry, input, grad, result)
+    known = _weight_grads.get(key) or _keep(
+        _weight_grads, key, _prepare_weight_grad(input, grad, geometry, result)
+    )
+    call = library.Call.from_buffer_copy(known.call)
+    call.src, call.dst, call.weight = input.data_ptr(), grad.data_ptr(), result.data_ptr()
+    call.bias = None if bias is None else bias.data_ptr()
+    library.run("tap_conv_grad_weight", call)
+
+
+# -------------------------------------------------------------------- what is kept of calls
+
+
+class _Prepared(NamedTuple):
+    """All of a call but the addresses of tensors, which is most of what a small one takes."""
+
+    call: library.Call
+    plan: Matrices  # of which the call has addresses
+    shape: tuple[int, ...]  # of the result
+    form: torch.memory_format
+
+
+_Calls = dict[tuple[object, ...], _Prepared]
+_outputs: _Calls = {}
+_input_grads: _Calls = {}
+_weight_grads: _Calls = {}
+_MOST_PREPARED = 4096  # of each
+
+
+def _key(geometry: Geometry, *tensors: Tensor) -> tuple[object, ...]:
+    a, b, c = tensors
+    return (
+        geometry, a.dtype, a.shape, a.stride(), b.shape, b.stride(), c.shape, c.stride(),
+    )  # fmt: skip
+
+
+def _keep(calls: _Calls, key: tuple[object, ...], prepared: _Prepared) -> _Prepared:
+    if len(calls) >= _MOST_PREPARED:
+        calls.clear()
+    calls[key] = prepared
+    return prepared
+
+
+def _prepare_output(input: Tensor, weight: Tensor, geometry: Geometry) -> _Prepared:
+    shape, form = geometry.output_shape(input, weight), memory_format(input, weight)
+    plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
+    call = _call(input, weight, empty(shape, input, form), plan, geometry)
+    out, into, row, frame = weight.stride()
+    call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, out, into, row, frame)
+    return _Prepared(call, plan, shape, form)
+
+
+def _prepare_input_grad(
+    grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor
+) -> _Prepared:
+    plan = matrices(geometry.taps, result.shape[2], geometry.stride[0])
+    adjoint = plan.adjoint()
+    call = _call(grad, weight, result, adjoint, geometry)
+    call.set_time(
+        stride=1,
+        input_dilation=geometry.stride[1],
+        dilation=geometry.dilation,
+        padding=geometry.dilation * (weight.shape[3] - 1) - geometry.padding[0],
+    )
+    call.in_channels, call.out_channels = call.out_channels, call.in_channels
+    out, into, row, frame = weight.stride()
+    call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, into, out, row, -frame)
+    return _Prepared(call, adjoint, result.shape, memory_format(result))
+
+
+def _prepare_weight_grad(
+    input: Tensor, grad: Tensor, geometry: Geometry, result: Tensor
+) -> _Prepared:
     plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
     call = _call(input, result, grad, plan, geometry)
     out, into, row, frame = result.stride()
-    call.weight = result.data_ptr()
     call.weight_stride[:] = (result.shape[0] // geometry.groups * out, out, into, row, frame)
-    call.bias = None if bias is None else bias.data_ptr()
-    library.run("tap_conv_grad_weight", call)
+    return _Prepared(call, plan, result.shape, memory_format(result))
 
 
 def _call(
