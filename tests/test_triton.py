@@ -4,6 +4,7 @@ With a card, the tests marked `gpu` run the same kernels on it.
 """
 
 import ctypes
+import gc
 import json
 import os
 import re
@@ -21,10 +22,10 @@ from oracle import EVERY_ARGUMENT, Case, cases, fixed_case
 
 from harmonic_lowering import HarmonicConv2d, engines, harmonic_conv2d
 from harmonic_lowering.denoise import Denoiser, dap, fit
-from harmonic_lowering.engines import lowering
+from harmonic_lowering.engines import lowering, plans
 from harmonic_lowering.engines.geometry import geometry_of
 from harmonic_lowering.engines.native import core as native_core
-from harmonic_lowering.engines.triton import cards, core, launches
+from harmonic_lowering.engines.triton import cards, core, launches, plan
 from harmonic_lowering.taps import harmonic_taps
 
 ROOT = Path(__file__).parents[1]
@@ -180,6 +181,21 @@ def test_memory_layouts(name, form, interpreted):
     y, of_input, *_ = results(CASES[name], "triton", torch.float32, form=form)
     wanted = "channels last" if form == "channels last" else "contiguous"
     assert all(t.stride() == layout(t.contiguous(), wanted).stride() for t in (y, of_input))
+
+
+@needs_triton
+@pytest.mark.parametrize("engine", ["native", "triton"])
+def test_a_weights_layout_decides_too(engine, interpreted):
+    """As for Conv2d: the output and the input's gradient are channels last if the weight is."""
+    if engine == "native" and native_core.unsupported_reason(torch.ones(1)):
+        pytest.skip("no native core here")
+    x = torch.randn(2, 4, 5, 6, requires_grad=True)
+    y = HarmonicConv2d(4, 6, 3, padding=1, anchor=2, engine=engine).to(
+        memory_format=torch.channels_last
+    )(x)
+    (grad,) = torch.autograd.grad(y, x, torch.ones(y.shape))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
 @needs_triton
@@ -348,6 +364,43 @@ def test_numbers_that_kernels_do_not_count_to(arguments, message, interpreted):
     with pytest.raises(NotImplementedError, match=message):
         harmonic_conv2d(x, w, engine="triton", **arguments)
     assert not cards.failures
+
+
+@needs_triton
+def test_sizes_that_kernels_do_not_count_to():
+    """Of tensors that are larger than this machine: nothing but their shapes is asked."""
+    with pytest.raises(NotImplementedError, match=r"it takes .* programs"):
+        ways((65536, 64, 512, 1), groups=64)
+    with pytest.raises(NotImplementedError, match=r"a sum has 2\*\*31 steps or more"):
+        ways((1_500_000, 1, 1024, 1))
+
+
+@needs_triton
+def test_what_is_kept_is_bounded(monkeypatch):
+    """By the bytes of its tables, with any number of sizes."""
+    monkeypatch.setattr(plans, "KEPT_BYTES", 1 << 16)
+    before = {id(found) for found in tables()}
+    for n_bins in range(200, 260):
+        ways((1, 1, n_bins, 1))
+    kept = [sum(t.nbytes for t in found[:4]) for found in tables() if id(found) not in before]
+    assert max(kept) < sum(kept) <= 4 * (1 << 16)  # two kinds of tables, two of launches
+
+
+def ways(shape, groups=1):
+    """Return how the output and the weight's gradient would be computed."""
+    x, weight = (torch.empty(n, device="meta") for n in (shape, (shape[1], 1, 1, 1)))
+    geometry = geometry_of(harmonic_taps(1, 2, None, 0, "linear"), 1, 0, 1, groups, 1)
+    given = geometry, torch.device("cpu"), torch.float16, "ieee", x.shape, x.stride()
+    layout = weight.shape, weight.stride()
+    return (
+        core._output_way(*given, *layout, False),
+        core._weight_grad_way(*given, x.shape, x.stride(), *layout, False),
+    )
+
+
+def tables():
+    gc.collect()
+    return [found for found in gc.get_objects() if type(found) is plan.Reads]
 
 
 TENSORS = {

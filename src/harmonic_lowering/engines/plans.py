@@ -17,6 +17,7 @@ from ..taps import FrequencyTaps
 __all__ = ["byte_bounded_cache", "cached_on_device"]
 
 KEPT_BYTES = 16 << 20  # for each kind of plan; a network's geometries take a few MB
+_BYTES_OF_ANY = 4 << 10  # beside tensors
 Plan = TypeVar("Plan", bound=tuple[Any, ...])
 
 
@@ -61,12 +62,19 @@ def byte_bounded_cache(make: Callable[..., Plan]) -> Callable[..., Plan]:
         if plan is None:
             plan = make(*key)
             with lock:
-                held += 0 if key in plans else _n_bytes(plan)
+                held += 0 if key in plans else _BYTES_OF_ANY + _n_bytes(plan)
                 plans[key] = plan
                 while held > KEPT_BYTES and len(plans) > 1:
-                    held -= _n_bytes(plans.pop(next(iter(plans))))
+                    held -= _BYTES_OF_ANY + _n_bytes(plans.pop(next(iter(plans))))
         return plan
 
+    def forget() -> None:
+        nonlocal held
+        with lock:
+            plans.clear()
+            held = 0
+
+    cached.forget = forget  # type: ignore[attr-defined]
     return cached
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from ... import _torch
 from ..geometry import Geometry
 from ..lowering import memory_format
+from ..plans import byte_bounded_cache
 from . import cards, plan
 from .cards import CannotRunError, unsupported_reason
 from .launches import Launch
@@ -33,7 +33,6 @@ _TIMES_READ_FOR_COPIES = 8
 _PARTIAL_BYTES = 16 << 20  # of all partial sums of the weight's gradient
 _PROGRAMS_PER_PROCESSOR = 8  # many, because taps differ in live rows
 _SUMMED_WITH_PARTS = 1 << 15  # numbers of each channel; torch sums more for the bias's gradient
-_KEPT_LAUNCHES = 1024  # of each kind: small calls cost their launches
 
 
 # -------------------------------------------------------------------- calls
@@ -68,19 +67,19 @@ def weight_grad(
 ) -> None:
     """Compute the weight's gradient, and the bias's if there is a tensor for it."""
     source, given = input.resolve_neg(), grad.resolve_neg()
-    launch, total, n_partial, copies, with_bias = _weight_grad_launches(
+    way = _weight_grad_way(
         geometry, source.device, source.dtype, _precision(source), source.shape, source.stride(),
         given.shape, given.stride(), result.shape, result.stride(), bias is not None,
     )  # fmt: skip
-    if copies[0] is not None:
-        source = copies[0].of(source)
-    if copies[1] is not None:
-        given = copies[1].of(given)
+    if way.source_copy is not None:
+        source = way.source_copy.of(source)
+    if way.grad_copy is not None:
+        given = way.grad_copy.of(given)
     # (part, group, tap, column, channel, output)
-    partial = torch.empty_strided((n_partial,), (1,), dtype=torch.float32, device=source.device)
-    launch(source, given, partial)
-    total(partial, given, result, bias if with_bias else None)
-    if bias is not None and not with_bias:
+    partial = torch.empty_strided((way.n_partial,), (1,), dtype=torch.float32, device=source.device)
+    way.launch(source, given, partial)
+    way.total(partial, given, result, bias if way.with_bias else None)
+    if bias is not None and not way.with_bias:
         torch.sum(grad, (0, 2, 3), out=bias)
 
 
@@ -121,6 +120,7 @@ class _Way(NamedTuple):
     pack: tuple[int, bool] | None  # `_packed`'s arguments, if the weight is
     shape: Shape  # of the target
     stride: Shape
+    table: plan.Reads  # of which the launch has addresses
 
     def run(self, source: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
         """Compute the target."""
@@ -131,7 +131,7 @@ class _Way(NamedTuple):
         self.launch(source, weight, bias, target)
 
 
-@lru_cache(_KEPT_LAUNCHES)
+@byte_bounded_cache
 def _output_way(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, input: Shape,
     input_stride: Shape, weight: Shape, weight_stride: Shape, has_bias: bool,
@@ -149,7 +149,7 @@ def _output_way(
     )  # fmt: skip
 
 
-@lru_cache(_KEPT_LAUNCHES)
+@byte_bounded_cache
 def _apply_way(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, source: Shape,
     source_stride: Shape, weight: Shape, weight_stride: Shape, target: Shape, target_stride: Shape,
@@ -199,20 +199,27 @@ def _apply_way(
         },
         table,
     )  # fmt: skip
-    return _Way(launch, copy, pack, target, target_stride)
+    return _Way(launch, copy, pack, target, target_stride, table)
 
 
-@lru_cache(_KEPT_LAUNCHES)
-def _weight_grad_launches(
+class _WeightGradWay(NamedTuple):
+    """How the weight's gradient is computed from tensors of one layout."""
+
+    launch: Launch  # of `kernels.weight_grad`
+    total: Launch  # of `kernels.total`
+    n_partial: int  # numbers that the first leaves to the second
+    source_copy: _Copy | None
+    grad_copy: _Copy | None
+    with_bias: bool  # whether `total` sums for the bias
+    table: plan.Reads
+
+
+@byte_bounded_cache
+def _weight_grad_way(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, source: Shape,
     source_stride: Shape, grad: Shape, grad_stride: Shape, weight: Shape, weight_stride: Shape,
     has_bias: bool,
-) -> tuple[Launch, Launch, int, tuple[_Copy | None, _Copy | None], bool]:  # fmt: skip
-    """Return what computes the weight's gradient.
-
-    The launches of `kernels.weight_grad` and `kernels.total`, the numbers that the first leaves to
-    the second, copies of the source and the gradient, and whether the second sums for the bias.
-    """
+) -> _WeightGradWay:  # fmt: skip
     groups, (channels, n_taps, kernel_frames) = geometry.groups, weight[1:]
     table = plan.reads_by_tap(geometry.taps, device, source[2], geometry.stride[0])
     copies = _copies_for_weight_grad(
@@ -225,6 +232,9 @@ def _weight_grad_launches(
     _check_steps(geometry, kernel_frames)
     out_channels, n_frames = weight[0] // groups, grad[3]
     size = plan.grad_tiles(precision, channels, out_channels, kernel_frames, n_frames)
+    n_tiles = -(-n_frames // size.frames)
+    if source[0] * 2 * grad[2] * n_tiles >= cards.MOST_ELEMENTS:  # a tap reads at most two rows
+        raise CannotRunError("a sum has 2**31 steps or more")
     depth_tiles = -(-channels * kernel_frames // size.depth)
     out_tiles = -(-out_channels // size.channels)
     programs = (n_taps * depth_tiles, groups * out_tiles)
@@ -235,7 +245,7 @@ def _weight_grad_launches(
         "weight_grad", device, (n_parts, *programs),
         (
             source[0], n_frames, source[3], out_channels,
-            -(-n_frames // size.frames), depth_tiles, out_tiles, *source_stride, *grad_stride,
+            n_tiles, depth_tiles, out_tiles, *source_stride, *grad_stride,
             geometry.stride[1], geometry.dilation, geometry.padding[0],
         ),
         {
@@ -247,9 +257,9 @@ def _weight_grad_launches(
         table,
     )  # fmt: skip
     with_bias = has_bias and prod(grad) <= _SUMMED_WITH_PARTS * grad[1]
-    n_tiles = -(-prod(weight) // plan.NUMBERS_OF_A_TOTAL)
+    n_sums = -(-prod(weight) // plan.NUMBERS_OF_A_TOTAL)
     total = Launch(
-        "total", device, (n_tiles + (weight[0] if with_bias else 0), 1, 1),
+        "total", device, (n_sums + (weight[0] if with_bias else 0), 1, 1),
         (
             n_parts, prod(weight), out_channels, n_taps, grad[0] * grad[2], *grad[2:],
             *_by_group(weight_stride, weight[0], groups), *grad_stride,
@@ -260,13 +270,13 @@ def _weight_grad_launches(
             "ROWS": 32, "num_warps": 4, "num_stages": 1,
         },
     )  # fmt: skip
-    return launch, total, n_parts * prod(weight), copies, with_bias
+    return _WeightGradWay(launch, total, n_parts * prod(weight), *copies, with_bias, table)
 
 
 def forget_launches() -> None:
     """Make all launches anew, for who changes what they are made by."""
-    for made in (_output_way, _apply_way, _weight_grad_launches, _copies_for_weight_grad):
-        made.cache_clear()
+    for made in (_output_way, _apply_way, _weight_grad_way, _copies_for_weight_grad):
+        made.forget()  # type: ignore[union-attr]
 
 
 def _programs_wanted(device: torch.device) -> int:
@@ -337,7 +347,7 @@ def _is_worth_a_copy(
     )
 
 
-@lru_cache(_KEPT_LAUNCHES)
+@byte_bounded_cache
 def _copies_for_weight_grad(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, kernel_frames: int, source: Shape,
     source_stride: Shape, grad: Shape, grad_stride: Shape,

@@ -11,6 +11,7 @@ import ctypes
 import importlib
 from contextlib import nullcontext
 from functools import cache, partial
+from math import prod
 from struct import Struct
 from threading import Lock
 from types import ModuleType
@@ -29,9 +30,8 @@ _ALIGNMENT = 16  # bytes that Triton compiles for
 _NEEDS_TRITON = (
     "global_scratch_size", "profile_scratch_size", "launch_cooperative_grid", "launch_pdl",
 )  # fmt: skip
-# Tables that were read on a stream of the caller's, or by a CUDA graph: caches may drop a table
-# before either is done, so these are kept. There is one for each geometry and number of bins.
-_kept: dict[int, plan.Reads] = {}
+_MOST_TOGETHER = (1 << 31) - 1  # Triton multiplies in 32 bits, and launches nothing above
+_in_graphs: list[plan.Reads] = []  # tables that a captured CUDA graph reads for as long as it lives
 
 
 class Launch:
@@ -59,7 +59,8 @@ class Launch:
         self, name: str, device: torch.device, grid: tuple[int, int, int], numbers: tuple[int, ...],
         constants: dict[str, Any], table: plan.Reads | None = None,
     ) -> None:  # fmt: skip
-        if any(n > most for n, most in zip(grid, _MOST_PROGRAMS, strict=True)):
+        most = zip(grid, _MOST_PROGRAMS, strict=True)
+        if any(n > limit for n, limit in most) or prod(grid) > _MOST_TOGETHER:
             raise cards.CannotRunError(
                 f"it takes {grid} programs (of rows and frames; of groups and channels), and cards "
                 f"have at most {_MOST_PROGRAMS}"
@@ -68,6 +69,7 @@ class Launch:
         self.numbers, self.constants, self.table = numbers, constants, table
         self._direct: _DirectLaunch | None = None
         self._may_be_direct = True  # until the driver says no
+        self._streams: set[int] = set()  # other than the default one, which read the table
 
     def __call__(self, *tensors: Tensor | None) -> None:
         """Launch it; what keeps Triton from compiling it is remembered.
@@ -100,14 +102,28 @@ class Launch:
         kernel = getattr(_kernels(), self.name)
         # Fused multiply-adds are Triton's default, which it warns that it will change.
         compiled = kernel[self.grid](*arguments, **self.constants, enable_fp_fusion=True)
-        if self.device.type != "cuda":
+        if compiled is None:  # it was interpreted
             return
-        if self.table is not None and torch._C._cuda_getCurrentRawStream(self.device.index):
-            _kept[id(self.table)] = self.table
+        if stream := torch._C._cuda_getCurrentRawStream(self.device.index):
+            self.keep_for(stream)
         aligned = all(tensor is None or tensor.data_ptr() % _ALIGNMENT == 0 for tensor in tensors)
         if aligned and self._direct is None and self._may_be_direct:
             self._direct = _DirectLaunch.of(self, compiled, arguments, len(tensors))
             self._may_be_direct = self._direct is not None
+
+    def keep_for(self, stream: int) -> None:
+        """Keep the table until a stream of the caller's, or a graph, has read it.
+
+        It was made on the default stream, which may use its memory again when no cache holds it.
+        """
+        if self.table is None:
+            return
+        if torch.cuda.is_current_stream_capturing():
+            _in_graphs.append(self.table)
+        if stream not in self._streams:
+            for entry in self.table[:4]:
+                entry.record_stream(torch.cuda.current_stream(self.device))
+            self._streams.add(stream)
 
 
 class _DirectLaunch:
@@ -116,7 +132,7 @@ class _DirectLaunch:
     def __init__(
         self, launch: Launch, driver: Any, compiled: Any, values: list[int], n_tensors: int
     ) -> None:
-        self._index, self._table = launch.device.index, launch.table
+        self._index, self._keep_for = launch.device.index, launch.keep_for
         self._compiled = compiled  # for as long as its function may be launched
         block = 32 * compiled.metadata.num_warps, 1, 1
         self._config = LaunchConfig(*launch.grid, *block, compiled.metadata.shared)
@@ -144,6 +160,8 @@ class _DirectLaunch:
         kinds = compiled.src.signature.values()
         for kind, value in zip(kinds, arguments, strict=False):
             if kind != "constexpr":  # compiled in: None, and numbers that are one
+                if value is None:  # Triton 3.2 gives it an address
+                    return None
                 values.append(value.data_ptr() if isinstance(value, Tensor) else value % (1 << 64))
                 sizes.append(4 if kind == "i32" else 8)
         values, sizes = [*values, 0, 0], [*sizes, 8, 8]  # Triton's scratch memory, of which none
@@ -162,8 +180,8 @@ class _DirectLaunch:
             if address % _ALIGNMENT:
                 return False
         stream = torch._C._cuda_getCurrentRawStream(self._index)
-        if stream and self._table is not None:
-            _kept[id(self._table)] = self._table
+        if stream:
+            self._keep_for(stream)
         with self._lock:  # backward passes have threads of their own
             self._set_addresses(*addresses)
             self._config.stream = stream
