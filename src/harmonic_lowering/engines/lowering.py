@@ -23,7 +23,12 @@ from ..taps import FrequencyTaps
 from .geometry import Geometry
 from .plans import cached_on_device
 
-__all__ = ["conv_over_time", "convolve", "memory_format", "read_taps", "unsupported_reason"]
+__all__ = [
+    "conv_over_time", "convolve", "memory_format", "output_layout", "read_taps",
+    "unsupported_reason",
+]  # fmt: skip
+
+Shape = tuple[int, ...]  # or strides
 
 
 def unsupported_reason(*tensors: Tensor) -> str | None:
@@ -131,6 +136,16 @@ def gather_plan(
         torch.tensor(upper) if any(weight) else None,
         torch.tensor(weight, dtype=torch.float64).unsqueeze(-1),
     )
+
+
+def output_layout(
+    geometry: Geometry, input: Shape, input_stride: Shape, weight: Shape, weight_stride: Shape
+) -> tuple[Shape, Shape]:
+    """Return shape and strides of the output, which has the memory format of `Conv2d`'s."""
+    layouts = (input, input_stride), (weight, weight_stride)
+    given = [torch.empty_strided(*layout, device="meta") for layout in layouts]
+    shape, form = geometry.output_shape(*given), memory_format(*given)
+    return shape, torch.empty(shape, device="meta", memory_format=form).stride()
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:

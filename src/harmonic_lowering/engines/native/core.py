@@ -11,7 +11,8 @@ from torch import Tensor
 from ... import _torch
 from ..fallback import compute_dtypes
 from ..geometry import Geometry
-from ..lowering import memory_format
+from ..lowering import Shape, output_layout
+from ..plans import byte_bounded_cache
 from . import library
 from .plan import Matrices, matrices
 
@@ -45,9 +46,10 @@ def empty(shape: Sequence[int], like: Tensor, memory_format: torch.memory_format
 def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Convolve."""
     input, weight = input.resolve_neg(), weight.resolve_neg()
-    key = (geometry, input.dtype, input.shape, input.stride(), weight.shape, weight.stride())
-    known = _outputs.get(key) or _keep(_outputs, key, _prepare_output(input, weight, geometry))
-    result = empty(known.shape, input, known.form)
+    known = _output_call(
+        geometry, input.dtype, input.shape, input.stride(), weight.shape, weight.stride()
+    )
+    result = torch.empty_strided(known.shape, known.stride, dtype=input.dtype, device=input.device)
     call = library.Call.from_buffer_copy(known.call)
     call.src, call.weight, call.dst = input.data_ptr(), weight.data_ptr(), result.data_ptr()
     if bias is not None:
@@ -63,10 +65,10 @@ def input_grad(grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor)
     A stride in time becomes zeros between the frames of the gradient.
     """
     grad, weight = grad.resolve_neg(), weight.resolve_neg()
-    key = _key(geometry, grad, weight, result)
-    known = _input_grads.get(key) or _keep(
-        _input_grads, key, _prepare_input_grad(grad, weight, geometry, result)
-    )
+    known = _input_grad_call(
+        geometry, grad.dtype, grad.shape, grad.stride(), weight.shape, weight.stride(),
+        result.shape, result.stride(),
+    )  # fmt: skip
     call = library.Call.from_buffer_copy(known.call)
     last_column = (weight.shape[3] - 1) * weight.stride(3) * weight.element_size()
     call.weight = weight.data_ptr() + last_column
@@ -79,10 +81,10 @@ def weight_grad(
 ) -> None:
     """Compute the weight's gradient, and the bias's if there is a tensor for it."""
     input, grad = input.resolve_neg(), grad.resolve_neg()
-    key = _key(geometry, input, grad, result)
-    known = _weight_grads.get(key) or _keep(
-        _weight_grads, key, _prepare_weight_grad(input, grad, geometry, result)
-    )
+    known = _weight_grad_call(
+        geometry, input.dtype, input.shape, input.stride(), result.shape, result.stride(),
+        grad.shape, grad.stride(),
+    )  # fmt: skip
     call = library.Call.from_buffer_copy(known.call)
     call.src, call.dst, call.weight = input.data_ptr(), grad.data_ptr(), result.data_ptr()
     call.bias = None if bias is None else bias.data_ptr()
@@ -97,87 +99,73 @@ class _Prepared(NamedTuple):
 
     call: library.Call
     plan: Matrices  # of which the call has addresses
-    shape: tuple[int, ...]  # of the result
-    form: torch.memory_format
+    shape: Shape  # of the target
+    stride: Shape
 
 
-_Calls = dict[tuple[object, ...], _Prepared]
-_outputs: _Calls = {}
-_input_grads: _Calls = {}
-_weight_grads: _Calls = {}
-_MOST_PREPARED = 4096  # of each
+@byte_bounded_cache
+def _output_call(
+    geometry: Geometry, dtype: torch.dtype, input: Shape, input_stride: Shape, weight: Shape,
+    weight_stride: Shape,
+) -> _Prepared:  # fmt: skip
+    target = output_layout(geometry, input, input_stride, weight, weight_stride)
+    plan = matrices(geometry.taps, input[2], geometry.stride[0])
+    call = _call(dtype, (input, input_stride), weight, target, plan, geometry)
+    out, into, row, frame = weight_stride
+    call.weight_stride[:] = (weight[0] // geometry.groups * out, out, into, row, frame)
+    return _Prepared(call, plan, *target)
 
 
-def _key(geometry: Geometry, *tensors: Tensor) -> tuple[object, ...]:
-    a, b, c = tensors
-    return (
-        geometry, a.dtype, a.shape, a.stride(), b.shape, b.stride(), c.shape, c.stride(),
-    )  # fmt: skip
-
-
-def _keep(calls: _Calls, key: tuple[object, ...], prepared: _Prepared) -> _Prepared:
-    if len(calls) >= _MOST_PREPARED:
-        calls.clear()
-    calls[key] = prepared
-    return prepared
-
-
-def _prepare_output(input: Tensor, weight: Tensor, geometry: Geometry) -> _Prepared:
-    shape, form = geometry.output_shape(input, weight), memory_format(input, weight)
-    plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
-    call = _call(input, weight, empty(shape, input, form), plan, geometry)
-    out, into, row, frame = weight.stride()
-    call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, out, into, row, frame)
-    return _Prepared(call, plan, shape, form)
-
-
-def _prepare_input_grad(
-    grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor
-) -> _Prepared:
-    plan = matrices(geometry.taps, result.shape[2], geometry.stride[0])
-    adjoint = plan.adjoint()
-    call = _call(grad, weight, result, adjoint, geometry)
+@byte_bounded_cache
+def _input_grad_call(
+    geometry: Geometry, dtype: torch.dtype, grad: Shape, grad_stride: Shape, weight: Shape,
+    weight_stride: Shape, result: Shape, result_stride: Shape,
+) -> _Prepared:  # fmt: skip
+    plan = matrices(geometry.taps, result[2], geometry.stride[0]).adjoint()
+    call = _call(dtype, (grad, grad_stride), weight, (result, result_stride), plan, geometry)
     call.set_time(
         stride=1,
         input_dilation=geometry.stride[1],
         dilation=geometry.dilation,
-        padding=geometry.dilation * (weight.shape[3] - 1) - geometry.padding[0],
+        padding=geometry.dilation * (weight[3] - 1) - geometry.padding[0],
     )
     call.in_channels, call.out_channels = call.out_channels, call.in_channels
-    out, into, row, frame = weight.stride()
-    call.weight_stride[:] = (weight.shape[0] // geometry.groups * out, into, out, row, -frame)
-    return _Prepared(call, adjoint, result.shape, memory_format(result))
+    out, into, row, frame = weight_stride
+    call.weight_stride[:] = (weight[0] // geometry.groups * out, into, out, row, -frame)
+    return _Prepared(call, plan, result, result_stride)
 
 
-def _prepare_weight_grad(
-    input: Tensor, grad: Tensor, geometry: Geometry, result: Tensor
-) -> _Prepared:
-    plan = matrices(geometry.taps, input.shape[2], geometry.stride[0])
-    call = _call(input, result, grad, plan, geometry)
-    out, into, row, frame = result.stride()
-    call.weight_stride[:] = (result.shape[0] // geometry.groups * out, out, into, row, frame)
-    return _Prepared(call, plan, result.shape, memory_format(result))
+@byte_bounded_cache
+def _weight_grad_call(
+    geometry: Geometry, dtype: torch.dtype, input: Shape, input_stride: Shape, result: Shape,
+    result_stride: Shape, grad: Shape, grad_stride: Shape,
+) -> _Prepared:  # fmt: skip
+    plan = matrices(geometry.taps, input[2], geometry.stride[0])
+    call = _call(dtype, (input, input_stride), result, (grad, grad_stride), plan, geometry)
+    out, into, row, frame = result_stride
+    call.weight_stride[:] = (result[0] // geometry.groups * out, out, into, row, frame)
+    return _Prepared(call, plan, grad, grad_stride)
 
 
 def _call(
-    source: Tensor, weight: Tensor, target: Tensor, plan: Matrices, geometry: Geometry
-) -> library.Call:
+    dtype: torch.dtype, source: tuple[Shape, Shape], weight: Shape, target: tuple[Shape, Shape],
+    plan: Matrices, geometry: Geometry,
+) -> library.Call:  # fmt: skip
     """Fill in what the three computations have in common, as the forward pass has it."""
     call = library.Call()
-    call.dtype = DTYPES[source.dtype]
-    call.batch, call.groups = source.shape[0], geometry.groups
-    call.in_channels, call.out_channels = weight.shape[1], weight.shape[0] // geometry.groups
-    call.taps, call.kernel_time = weight.shape[2:]
-    call.src_rows, call.src_len = source.shape[2:]
-    call.dst_rows, call.dst_len = target.shape[2:]
+    call.dtype = DTYPES[dtype]
+    call.batch, call.groups = source[0][0], geometry.groups
+    call.in_channels, call.out_channels = weight[1], weight[0] // geometry.groups
+    call.taps, call.kernel_time = weight[2:]
+    call.src_rows, call.src_len = source[0][2:]
+    call.dst_rows, call.dst_len = target[0][2:]
     call.set_time(
         stride=geometry.stride[1],
         input_dilation=1,
         dilation=geometry.dilation,
         padding=geometry.padding[0],
     )
-    call.src, call.src_stride[:] = source.data_ptr(), source.stride()
-    call.dst, call.dst_stride[:] = target.data_ptr(), target.stride()
+    call.src_stride[:], call.dst_stride[:] = source[1], target[1]
     call.matrix, call.transposed = plan.matrix.rows(), plan.transposed.rows()
     call.blend_first = plan.blend_first.data_ptr()
     return call

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import _torch
 from ..geometry import Geometry
-from ..lowering import memory_format
+from ..lowering import Shape, output_layout
 from ..plans import byte_bounded_cache
 from . import cards, plan
 from .cards import CannotRunError, unsupported_reason
@@ -20,8 +20,6 @@ __all__ = [
     "CannotRunError", "as_gradients_read", "forget_launches", "input_grad", "output",
     "unsupported_reason", "weight_grad",
 ]  # fmt: skip
-
-Shape = tuple[int, ...]  # or strides
 
 # Copies of what is read often, in the layout that is read fastest, are launches of their own.
 _COPIED_FROM = 1 << 22  # elements of a tensor, or of the result for a weight
@@ -136,13 +134,8 @@ def _output_way(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, input: Shape,
     input_stride: Shape, weight: Shape, weight_stride: Shape, has_bias: bool,
 ) -> _Way:  # fmt: skip
-    """Return the way to an output, which has the memory format of `Conv2d`'s."""
-    given = [
-        torch.empty_strided(shape, stride, device="meta")
-        for shape, stride in ((input, input_stride), (weight, weight_stride))
-    ]
-    shape, form = geometry.output_shape(*given), memory_format(*given)
-    stride = torch.empty(shape, device="meta", memory_format=form).stride()
+    """Return the way to an output."""
+    shape, stride = output_layout(geometry, input, input_stride, weight, weight_stride)
     return _apply_way(
         geometry, device, dtype, precision, input, input_stride, weight, weight_stride, shape,
         stride, False, has_bias,
