@@ -22,7 +22,7 @@ from pathlib import Path
 import soundfile
 import torch
 
-from harmonic_lowering.denoise import Denoiser
+from harmonic_lowering.denoise import Denoiser, Progress
 from harmonic_lowering.plotting import plot_spectrograms
 
 from ..common.tables import markdown, read_rows, write_rows
@@ -33,6 +33,7 @@ from ..denoise.recordings import Array, default_cache, normalised, read
 __all__ = ["main"]
 
 LEVEL_DB = 10.0
+_STEPS_BETWEEN_LINES = 500
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,14 @@ def _timed(denoiser: Denoiser, made: Made) -> tuple[float, Array, int]:
     first(noisy, made.sample_rate)
     steps = [0]
     began = time.perf_counter()
-    restored = denoiser(noisy, made.sample_rate, progress=lambda at: steps.append(at.step))
+
+    def watch(at: Progress) -> None:
+        steps.append(at.step)
+        if at.step % _STEPS_BETWEEN_LINES == 0:
+            spent = time.perf_counter() - began
+            print(f"step {at.step} after {spent:.1f} s", file=sys.stderr, flush=True)
+
+    restored = denoiser(noisy, made.sample_rate, progress=watch)
     result = restored.waveform.cpu().double().numpy()
     return time.perf_counter() - began, result, steps[-1]
 
