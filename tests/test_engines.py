@@ -334,6 +334,18 @@ def test_bands_hold_what_lives_and_nothing_twice():
 # -------------------------------------------------------------------- plans
 
 
+def test_plans_are_kept_up_to_a_number(monkeypatch):
+    monkeypatch.setattr(plans, "_MOST_PLANS", 2)
+    made = []
+    kept = plans.byte_bounded_cache(lambda key: (made.append(key), key))
+    for key in (1, 2, 1, 3, 2, 1):
+        assert kept(key) == (None, key)
+    assert made == [1, 2, 3, 1]
+    kept.forget()
+    kept(1)
+    assert made == [1, 2, 3, 1, 1]
+
+
 def test_plans_are_kept_up_to_a_number_of_bytes(monkeypatch):
     monkeypatch.setattr(plans, "KEPT_BYTES", 1000)
     made = []

@@ -184,21 +184,6 @@ def test_memory_layouts(name, form, interpreted):
 
 
 @needs_triton
-@pytest.mark.parametrize("engine", ["native", "triton"])
-def test_a_weights_layout_decides_too(engine, interpreted):
-    """As for Conv2d: the output and the input's gradient are channels last if the weight is."""
-    if engine == "native" and native_core.unsupported_reason(torch.ones(1)):
-        pytest.skip("no native core here")
-    x = torch.randn(2, 4, 5, 6, requires_grad=True)
-    y = HarmonicConv2d(4, 6, 3, padding=1, anchor=2, engine=engine).to(
-        memory_format=torch.channels_last
-    )(x)
-    (grad,) = torch.autograd.grad(y, x, torch.ones(y.shape))
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    assert grad.is_contiguous(memory_format=torch.channels_last)
-
-
-@needs_triton
 def test_only_the_gradients_that_are_needed(interpreted):
     x, w, b = CASES["plain"].tensors(torch.float32)
     for needs, kernels in (

@@ -17,7 +17,7 @@ from ..taps import FrequencyTaps
 __all__ = ["byte_bounded_cache", "cached_on_device"]
 
 KEPT_BYTES = 16 << 20  # for each kind of plan; a network's geometries take a few MB
-_BYTES_OF_ANY = 4 << 10  # beside tensors
+_MOST_PLANS = 4096
 Plan = TypeVar("Plan", bound=tuple[Any, ...])
 
 
@@ -51,7 +51,7 @@ def cached_on_device(build: Callable[..., Plan]) -> Callable[..., Plan]:
 
 
 def byte_bounded_cache(make: Callable[..., Plan]) -> Callable[..., Plan]:
-    """Keep what `make` makes, the newest `KEPT_BYTES` of it."""
+    """Keep what `make` makes, the newest `KEPT_BYTES` of it, and at most `_MOST_PLANS`."""
     plans: dict[tuple[Any, ...], Plan] = {}
     held = 0
     lock = Lock()
@@ -62,10 +62,10 @@ def byte_bounded_cache(make: Callable[..., Plan]) -> Callable[..., Plan]:
         if plan is None:
             plan = make(*key)
             with lock:
-                held += 0 if key in plans else _BYTES_OF_ANY + _n_bytes(plan)
+                held += 0 if key in plans else _n_bytes(plan)
                 plans[key] = plan
-                while held > KEPT_BYTES and len(plans) > 1:
-                    held -= _BYTES_OF_ANY + _n_bytes(plans.pop(next(iter(plans))))
+                while (held > KEPT_BYTES and len(plans) > 1) or len(plans) > _MOST_PLANS:
+                    held -= _n_bytes(plans.pop(next(iter(plans))))
         return plan
 
     def forget() -> None:

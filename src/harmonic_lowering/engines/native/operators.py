@@ -95,7 +95,7 @@ def gradients_by(
     elif needs[2]:
         of_bias = grad.sum((0, 2, 3))
     if needs[0]:
-        of_input = core.empty(input.shape, input, memory_format(input, weight))
+        of_input = core.empty(input.shape, input, memory_format(input))
         kernels.input_grad(grad, weight, geometry, of_input)
     return of_input, of_weight, of_bias
 
