@@ -25,7 +25,7 @@ from .plans import cached_on_device
 
 __all__ = [
     "conv_over_time", "convolve", "memory_format", "output_layout", "read_taps",
-    "unsupported_reason",
+    "stride_by_group", "unsupported_reason",
 ]  # fmt: skip
 
 Shape = tuple[int, ...]  # or strides
@@ -146,6 +146,11 @@ def output_layout(
     given = [torch.empty_strided(*layout, device="meta") for layout in layouts]
     shape, form = geometry.output_shape(*given), memory_format(*given)
     return shape, torch.empty(shape, device="meta", memory_format=form).stride()
+
+
+def stride_by_group(stride: Shape, out_channels: int, groups: int) -> Shape:
+    """Return a weight's strides for (group, output of the group, input, tap, column)."""
+    return (out_channels // groups * stride[0], *stride)
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:

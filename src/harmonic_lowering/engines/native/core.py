@@ -11,7 +11,7 @@ from torch import Tensor
 from ... import _torch
 from ..fallback import compute_dtypes
 from ..geometry import Geometry
-from ..lowering import Shape, output_layout
+from ..lowering import Shape, output_layout, stride_by_group
 from ..plans import byte_bounded_cache
 from . import library
 from .plan import Matrices, matrices
@@ -99,8 +99,8 @@ class _Prepared(NamedTuple):
 
     call: library.Call
     plan: Matrices  # of which the call has addresses
-    shape: Shape  # of the target
-    stride: Shape
+    shape: Shape = ()  # of an output; gradients are given what they fill
+    stride: Shape = ()
 
 
 @byte_bounded_cache
@@ -111,8 +111,7 @@ def _output_call(
     target = output_layout(geometry, input, input_stride, weight, weight_stride)
     plan = matrices(geometry.taps, input[2], geometry.stride[0])
     call = _call(dtype, (input, input_stride), weight, target, plan, geometry)
-    out, into, row, frame = weight_stride
-    call.weight_stride[:] = (weight[0] // geometry.groups * out, out, into, row, frame)
+    call.weight_stride[:] = stride_by_group(weight_stride, weight[0], geometry.groups)
     return _Prepared(call, plan, *target)
 
 
@@ -130,9 +129,9 @@ def _input_grad_call(
         padding=geometry.dilation * (weight[3] - 1) - geometry.padding[0],
     )
     call.in_channels, call.out_channels = call.out_channels, call.in_channels
-    out, into, row, frame = weight_stride
-    call.weight_stride[:] = (weight[0] // geometry.groups * out, into, out, row, -frame)
-    return _Prepared(call, plan, result, result_stride)
+    group, out, into, row, frame = stride_by_group(weight_stride, weight[0], geometry.groups)
+    call.weight_stride[:] = group, into, out, row, -frame
+    return _Prepared(call, plan)
 
 
 @byte_bounded_cache
@@ -142,9 +141,8 @@ def _weight_grad_call(
 ) -> _Prepared:  # fmt: skip
     plan = matrices(geometry.taps, input[2], geometry.stride[0])
     call = _call(dtype, (input, input_stride), result, (grad, grad_stride), plan, geometry)
-    out, into, row, frame = result_stride
-    call.weight_stride[:] = (result[0] // geometry.groups * out, out, into, row, frame)
-    return _Prepared(call, plan, grad, grad_stride)
+    call.weight_stride[:] = stride_by_group(result_stride, result[0], geometry.groups)
+    return _Prepared(call, plan)
 
 
 def _call(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ... import _torch
 from ..geometry import Geometry
-from ..lowering import Shape, output_layout
+from ..lowering import Shape, output_layout, stride_by_group
 from ..plans import byte_bounded_cache
 from . import cards, plan
 from .cards import CannotRunError, unsupported_reason
@@ -53,9 +53,9 @@ def output(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometr
 def input_grad(grad: Tensor, weight: Tensor, geometry: Geometry, result: Tensor) -> None:
     """Compute the input's gradient: the output's, through the flipped kernel and P_jᵀ."""
     source, weight = grad.resolve_neg(), weight.resolve_neg()
-    way = _apply_way(
+    way = _input_grad_way(
         geometry, source.device, source.dtype, _precision(source), source.shape, source.stride(),
-        weight.shape, weight.stride(), result.shape, result.stride(), True, False,
+        weight.shape, weight.stride(), result.shape, result.stride(),
     )  # fmt: skip
     way.run(source, weight, None, result)
 
@@ -118,7 +118,7 @@ class _Way(NamedTuple):
     pack: tuple[int, bool] | None  # `_packed`'s arguments, if the weight is
     shape: Shape  # of the target
     stride: Shape
-    table: plan.Reads  # of which the launch has addresses
+    table: plan.Reads  # the launch's, whose bytes a cache of ways counts
 
     def run(self, source: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> None:
         """Compute the target."""
@@ -134,19 +134,28 @@ def _output_way(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, input: Shape,
     input_stride: Shape, weight: Shape, weight_stride: Shape, has_bias: bool,
 ) -> _Way:  # fmt: skip
-    """Return the way to an output."""
     shape, stride = output_layout(geometry, input, input_stride, weight, weight_stride)
     return _apply_way(
         geometry, device, dtype, precision, input, input_stride, weight, weight_stride, shape,
-        stride, False, has_bias,
+        stride, adjoint=False, has_bias=has_bias,
     )  # fmt: skip
 
 
 @byte_bounded_cache
+def _input_grad_way(
+    geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, grad: Shape,
+    grad_stride: Shape, weight: Shape, weight_stride: Shape, result: Shape, result_stride: Shape,
+) -> _Way:  # fmt: skip
+    return _apply_way(
+        geometry, device, dtype, precision, grad, grad_stride, weight, weight_stride, result,
+        result_stride, adjoint=True, has_bias=False,
+    )  # fmt: skip
+
+
 def _apply_way(
     geometry: Geometry, device: torch.device, dtype: torch.dtype, precision: str, source: Shape,
     source_stride: Shape, weight: Shape, weight_stride: Shape, target: Shape, target_stride: Shape,
-    adjoint: bool, has_bias: bool,
+    *, adjoint: bool, has_bias: bool,
 ) -> _Way:  # fmt: skip
     groups, n_frames, kernel_frames = geometry.groups, target[3], weight[3]
     channels, out_channels = source[1] // groups, target[1] // groups
@@ -158,7 +167,7 @@ def _apply_way(
     copy = _copy(device, dtype, source, source_stride, dim=1) if often else None
     source_stride = source_stride if copy is None else copy.stride
     pack = (groups, adjoint) if prod(target) >= _COPIED_FROM else None
-    weight_stride = _by_group(weight_stride, weight[0], groups)
+    weight_stride = stride_by_group(weight_stride, weight[0], groups)
     if pack is not None:
         weight_stride = _packed(torch.empty(weight, device="meta"), *pack).stride()
     of_group, of_output, of_input, of_tap, of_frame = weight_stride
@@ -204,7 +213,7 @@ class _WeightGradWay(NamedTuple):
     source_copy: _Copy | None
     grad_copy: _Copy | None
     with_bias: bool  # whether `total` sums for the bias
-    table: plan.Reads
+    table: plan.Reads  # the first launch's
 
 
 @byte_bounded_cache
@@ -255,7 +264,7 @@ def _weight_grad_way(
         "total", device, (n_sums + (weight[0] if with_bias else 0), 1, 1),
         (
             n_parts, prod(weight), out_channels, n_taps, grad[0] * grad[2], *grad[2:],
-            *_by_group(weight_stride, weight[0], groups), *grad_stride,
+            *stride_by_group(weight_stride, weight[0], groups), *grad_stride,
         ),
         {
             "CHANNELS": channels, "KERNEL_FRAMES": kernel_frames, "HAS_BIAS": with_bias,
@@ -268,7 +277,7 @@ def _weight_grad_way(
 
 def forget_launches() -> None:
     """Make all launches anew, for who changes what they are made by."""
-    for made in (_output_way, _apply_way, _weight_grad_way, _copies_for_weight_grad):
+    for made in (_output_way, _input_grad_way, _weight_grad_way, _copies_for_weight_grad):
         made.forget()  # type: ignore[union-attr]
 
 
@@ -276,11 +285,6 @@ def _programs_wanted(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
     return _PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _by_group(stride: Shape, out_channels: int, groups: int) -> Shape:
-    """Return a weight's strides for (group, output of the group, input, tap, column)."""
-    return (out_channels // groups * stride[0], *stride)
 
 
 def _precision(tensor: Tensor) -> str:

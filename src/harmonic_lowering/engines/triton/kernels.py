@@ -226,7 +226,7 @@ def total(
         channel = (program - n_tiles).to(tl.int64)
         grad += channel * grad_channel
         r = tl.arange(0, ROWS)
-        total = tl.full((ROWS, NUMBERS), 0.0, tl.float32)
+        sums = tl.full((ROWS, NUMBERS), 0.0, tl.float32)
         tiles_of_a_row = (frames + NUMBERS - 1) // NUMBERS
         for step in range(0, (batch_rows + ROWS - 1) // ROWS * tiles_of_a_row):
             row = step // tiles_of_a_row * ROWS + r
@@ -234,8 +234,8 @@ def total(
             place = grad + (row // rows).to(tl.int64) * grad_batch + row % rows * grad_row
             real = (row < batch_rows)[:, None] & (t < frames)[None, :]
             numbers = tl.load(place[:, None] + t[None, :] * grad_frame, mask=real, other=0.0)
-            total += numbers.to(tl.float32)
-        tl.store(bias + channel, tl.sum(tl.sum(total, 1), 0).to(bias.dtype.element_ty))
+            sums += numbers.to(tl.float32)
+        tl.store(bias + channel, tl.sum(tl.sum(sums, 1), 0).to(bias.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["rows", "n_tiles"])

@@ -1,8 +1,8 @@
 """Launches: a kernel with all that is known before its tensors, so that a call adds addresses only.
 
 Small calls cost their Python. So a launch is made once for each geometry and layout, and from its
-second call on the CUDA driver is called directly, by ctypes, in a third of the time that Triton's
-own launcher takes.
+second call on the CUDA driver is called directly, by ctypes, in a fraction of the time that
+Triton's own launcher takes.
 """
 
 from __future__ import annotations
