@@ -1,6 +1,6 @@
 """Denoise one recording on the card and on the CPU: times, scores, and the published deep prior.
 
-python -m benchmarks.gpu.denoise SOUND [--dap-steps 10000] [--output TABLE.csv]
+python -m benchmarks.gpu.denoise SOUND [--dap-steps 10000] [--output FOLDER]
 
 White noise is added at 10 dB, the same as in benchmarks.denoise. Writes into a folder what each
 method made of it, a table, and a picture of the clean, the noisy and the restored spectrograms. The
@@ -113,12 +113,12 @@ def _write(path: Path, sound: Array, rate: int) -> None:
 
 
 def _score(rows: Sequence[Row], made: Made, folder: Path, title: str) -> list[Row]:
-    """Return the rows with scores, and draw what the card restored."""
+    """Return the rows with scores, and draw what the first device restored, which is the card."""
     scored, shown = [], {"clean": made.clean}
     for row in rows:
         restored = soundfile.read(folder / row.file)[0]
         scored.append(replace(row, **score(made, restored, is_speech=True)))
-        if row.device != "cpu" or all(other.device in ("", "cpu") for other in rows):
+        if row.device in ("", rows[1].device):
             shown[row.method] = restored
     waveforms = {name: torch.from_numpy(sound).float() for name, sound in shown.items()}
     figure = plot_spectrograms(waveforms, made.sample_rate, title=title)
