@@ -38,10 +38,12 @@ def results(layer, x):
 def assert_right(layer, exact, x):
     eps = torch.finfo(x.dtype).eps
     exact.load_state_dict(layer.state_dict())
-    for got, wanted in zip(results(layer, x), results(exact, x.double()), strict=True):
+    # torch sums a bias's gradient itself, of 36000 numbers with 13 eps on two threads
+    limits = [8 * eps, 8 * eps, 8 * eps, 16 * eps]
+    pairs = zip(results(layer, x), results(exact, x.double()), limits, strict=True)
+    for got, wanted, limit in pairs:
         assert got.isfinite().all()
-        # torch sums a bias's gradient itself, of 36000 numbers with 13 eps on two threads
-        assert (got.double() - wanted).norm() <= 16 * eps * wanted.norm()
+        assert (got.double() - wanted).norm() <= limit * wanted.norm()
 
 
 # -------------------------------------------------------------------- torch's state
