@@ -23,7 +23,7 @@ from harmonic_lowering.denoise.likelihood import (
     posterior_gain,
     shrinkage_risk,
 )
-from harmonic_lowering.denoise.noise_estimate import estimate_noise
+from harmonic_lowering.denoise.noise_estimate import estimate_noise, truncated_mean
 from harmonic_lowering.denoise.noise_model import NoiseModel
 from harmonic_lowering.denoise.noise_recording import RecordingNoise
 from harmonic_lowering.denoise.noise_sample import NoiseSample
@@ -102,6 +102,15 @@ def test_noise_estimate_survives_digital_silence_and_scales():
     assert torch.allclose(estimate_noise(power * 1e-9), 1e-9 * estimate_noise(power))
 
 
+def test_rounding_does_not_decide_what_noise_is_found():
+    generator = torch.Generator().manual_seed(4)
+    power = torch.empty(4000, 96).exponential_(generator=generator)
+    loud = torch.rand(power.shape, generator=generator) < 0.6  # in most places there is a signal
+    power[loud] *= 30
+    rounded = power * (1 + 1e-7 * torch.randn(power.shape, generator=generator))
+    assert float((truncated_mean(rounded) / truncated_mean(power) - 1).abs().max()) < 1e-3
+
+
 # Noise that changes
 
 
@@ -140,6 +149,14 @@ def test_a_quiet_stretch_does_not_mislead_the_noise_estimate(kind):
     assert float(error_db[true_db > -3].quantile(0.1)) > -3
     # Nor is the quiet stretch taken for noise: its own level is found, or that of its edges.
     assert error_db[true_db < -9].median() < 3
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_step_is_found_in_each_draw_of_the_noise(seed):
+    clean = speech(3.2)
+    clean, noise = quiet_stretch("step", clean, with_noise(clean, 10, seed) - clean)
+    error_db, true_db = level_error_db(NoiseModel.of(clean + noise, RATE), noise)
+    assert abs(error_db[true_db > -3].median()) < 1
 
 
 @pytest.mark.slow

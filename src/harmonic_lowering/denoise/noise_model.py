@@ -57,7 +57,7 @@ _MIN_FALLEN_S, _MIN_RISEN_S = 0.4, 0.8  # of all such runs; a cymbal may mimic a
 _MOST_STATES = 6
 _LOWEST_DB = -120.0
 _SAME_DB = 1.5  # two estimates of the same noise may differ by as much
-_CERTAIN = 0.8  # share of a band's floors that agree where it holds noise alone
+_CERTAIN = 0.9  # share of a band's floors that agree where it holds noise alone
 
 
 @dataclass(frozen=True)
