@@ -1,5 +1,7 @@
 """The engines `blocked` and `native`: when they fall back, formats, and that results are steady."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -382,3 +384,12 @@ def test_eager_calls_leave_nothing_behind():
     for step in range(300):
         harmonic_conv2d(x, w, b, origin=step / 300)
     assert len(vars(_torch._objects)) == before
+
+
+@pytest.mark.parametrize(
+    ("memory", "most"), [(0, 256 << 20), (6 << 30, 256 << 20), (80 << 30, 2560 << 20)]
+)
+def test_how_large_a_lowered_tensor_may_be_on_an_accelerator(memory, most, monkeypatch):
+    card = SimpleNamespace(total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert engines._small_bytes.__wrapped__(torch.device("cuda")) == most

@@ -33,6 +33,7 @@ __all__ = [
     "apply_to_plain",
     "compile_time_constant",
     "constant_object",
+    "device_property",
     "fx_call",
     "has_forward_mode",
     "has_matrix_units",
@@ -302,6 +303,12 @@ def allows_tf32_in_convolutions() -> bool:
 
 
 _switches = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and newer
+
+
+def device_property(device: torch.device, name: str) -> int:
+    """Return what an accelerator says of itself, or 0 if it does not."""
+    properties_of = getattr(torch.get_device_module(device), "get_device_properties", None)
+    return int(getattr(properties_of(device), name, 0)) if properties_of else 0
 
 
 def apply_to_plain(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:

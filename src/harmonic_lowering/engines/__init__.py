@@ -13,6 +13,7 @@ tensors (or, with none, on this machine), or None.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
@@ -71,7 +72,9 @@ ENGINES: dict[str, Engine] = {
 # keeps; and more in training, where slabs are computed twice, unless many rows are dead.
 SMALL_BYTES = {"cpu": 16 << 20}
 SMALL_BYTES_IN_TRAINING = {"cpu": 128 << 20}
+# On an accelerator slabs take longer (docs/gpu.md): they are for what its memory has no room for.
 SMALL_BYTES_ELSEWHERE = 256 << 20
+SHARE_ELSEWHERE = 1 / 32  # of its memory, if that is more; a training step takes several times it
 FEW_DEAD_ROWS = 0.75  # a share of the rows that live
 
 
@@ -123,9 +126,16 @@ def choose(
     trains = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     lives = taps is None or taps.live_share(input.shape[2]) >= FEW_DEAD_ROWS
     small = SMALL_BYTES_IN_TRAINING if trains and lives else SMALL_BYTES
-    if lowered <= small.get(input.device.type, SMALL_BYTES_ELSEWHERE):
+    kind = input.device.type
+    if lowered <= (small[kind] if kind in small else _small_bytes(input.device)):
         return Choice("lowering", f"{reason}; and the lowered tensor is small: {lowered} bytes")
     return Choice("blocked", f"{reason}; and the lowered tensor would take {lowered} bytes")
+
+
+@lru_cache
+def _small_bytes(device: torch.device) -> int:
+    share = int(SHARE_ELSEWHERE * _torch.device_property(device, "total_memory"))
+    return max(SMALL_BYTES_ELSEWHERE, share)
 
 
 _HALF = (torch.bfloat16, torch.float16)
