@@ -7,6 +7,7 @@ import ctypes
 import gc
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -57,6 +58,8 @@ def interpreted(monkeypatch):
     if not cards.is_interpreted():
         pytest.skip("with a card its own tests run the kernels")
     monkeypatch.setattr(cards, "failures", {})
+    monkeypatch.setattr(cards, "have_launched", set())
+    core.forget_launches()  # with what they remember of earlier tests
     launched, launch = [], launches.Launch.__call__
 
     def counted(self, *tensors):
@@ -296,18 +299,54 @@ def test_a_kernel_that_does_not_compile(interpreted, monkeypatch):
         results(case, "triton", torch.float32)
 
     cards.failures.clear()
+    core.forget_launches()
     x, w, b = (t.requires_grad_() for t in case.tensors(torch.float32))
     given = geometry_of(harmonic_taps(3, 2, None, 0, "linear"), 1, 1, 1, 1, 3)
     wanted = lowering.convolve(x, w, b, given)
-    y = engines.triton.or_stock(engines.triton.convolve)(x, w, b, given)
+    convolve = engines.triton.or_stock(engines.triton.convolve)
+    with pytest.warns(RuntimeWarning, match="kernel 'apply'.* goes on with stock operations"):
+        y = convolve(x, w, b, given)
     torch.testing.assert_close(y, wanted)
     cards.failures.clear()
+    core.forget_launches()
     partly = type("Partly", (), {"apply": real.apply, "weight_grad": None})
     monkeypatch.setattr(launches, "_kernels", lambda: partly)
-    y = engines.triton.or_stock(engines.triton.convolve)(x, w, b, given)
-    got, right = (torch.autograd.grad(t.sum(), (x, w, b)) for t in (y, wanted))
-    for ours, theirs in zip(got, right, strict=True):
+    y = convolve(x, w, b, given)
+    with pytest.warns(RuntimeWarning, match="kernel 'weight_grad'.* goes on with stock"):
+        got = torch.autograd.grad(y.sum(), (x, w, b))
+    for ours, theirs in zip(got, torch.autograd.grad(wanted.sum(), (x, w, b)), strict=True):
         torch.testing.assert_close(ours, theirs)
+    # What has launched goes on.
+    assert not cards.failures
+    torch.testing.assert_close(engines.triton.convolve(x, w, b, given), wanted)
+
+
+@needs_triton
+def test_not_enough_memory(interpreted, monkeypatch):
+    """Blocked needs less beside a large input, and `auto` uses it, forward and backward."""
+    x, w, b = (t.requires_grad_() for t in CASES["plain"].tensors(torch.float32))
+    given = geometry_of(harmonic_taps(3, 2, None, 0, "linear"), 1, 1, 1, 1, 3)
+    wanted = lowering.convolve(x, w, b, given)
+    convolve = engines.triton.or_stock(engines.triton.convolve)
+    y = convolve(x, w, b, given)
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(core, "weight_grad", full)
+    got = torch.autograd.grad(y.sum(), (x, w, b))
+    for ours, theirs in zip(got, torch.autograd.grad(wanted.sum(), (x, w, b)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    monkeypatch.setattr(core, "output", full)
+    torch.testing.assert_close(convolve(x, w, b, given), wanted)
+    with pytest.raises(torch.OutOfMemoryError):
+        engines.triton.convolve(x, w, b, given)
+
+
+def test_an_error_survives_a_worker_process():
+    error = cards.CannotRunError("no card")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert "cannot run: no card; or use" in str(error)
 
 
 def test_auto_takes_it_only_where_it_was_measured(monkeypatch):
@@ -337,17 +376,20 @@ def test_auto_takes_it_only_where_it_was_measured(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"stride": (1, 1 << 31)}, "stride, dilation or padding is 2\\*\\*31"),
-        ({"dilation": 1 << 32, "padding": 1 << 32}, "stride, dilation or padding is 2\\*\\*31"),
+        ({"stride": (1, 1 << 31)}, "stride, dilation or padding reaches 2\\*\\*31"),
+        ({"dilation": 1 << 32, "padding": 1 << 32}, "padding reaches 2\\*\\*31"),
+        ({"dilation": 1 << 29, "padding": 1 << 29, "form": torch.channels_last}, "2\\*\\*31"),
         ({"groups": 70000}, "70000.* programs .*at most .*65535"),
     ],
     ids=str,
 )
 def test_numbers_that_kernels_do_not_count_to(arguments, message, interpreted):
+    arguments = dict(arguments)
+    form = arguments.pop("form", torch.contiguous_format)
     groups = arguments.get("groups", 1)
-    x, w = torch.randn(1, groups, 4, 5), torch.randn(groups, 1, 2, 3)
+    x, w = torch.randn(1, 4 * groups, 4, 5), torch.randn(groups, 4, 2, 3)
     with pytest.raises(NotImplementedError, match=message):
-        harmonic_conv2d(x, w, engine="triton", **arguments)
+        harmonic_conv2d(x.to(memory_format=form), w, engine="triton", **arguments)
     assert not cards.failures
 
 
@@ -411,6 +453,19 @@ def test_bfloat16_is_refused_where_kernels_are_interpreted(monkeypatch):
     x, weight = (torch.ones(1, 1, 9, 9).bfloat16() for _ in range(2))
     with pytest.raises(NotImplementedError, match=r"gets bfloat16 wrong.*float16 or float32"):
         harmonic_conv2d(x, weight, engine="triton")
+
+
+def test_a_machine_whose_cards_are_all_too_old(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(cards, "_triton_is_missing", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for capabilities, reason in (
+        (((7, 5), (6, 1)), "it needs a card of capability 8.0, and the best here has 7.5"),
+        (((7, 5), (8, 6)), None),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+        assert engines.unsupported_reason("triton") == reason
 
 
 def test_machines_and_cards_that_it_does_not_run_on(monkeypatch):

@@ -12,7 +12,7 @@ Stock operations, on any device. Against `lowering` it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _torch
 from ..taps import FrequencyTaps, TapRows
 from . import lowering
 from .fallback import autocast, compute_dtypes, double_backward, is_plain_call
@@ -27,11 +28,11 @@ from .geometry import Geometry
 from .lowering import conv_over_time, memory_format
 from .plans import cached_on_device
 
-__all__ = ["convolve", "unsupported_reason"]
+__all__ = ["convolve", "gradients", "unsupported_reason"]
 
 # What the slabs of one step may take. A CPU's cache holds a few MB. On an accelerator a step is
-# dozens of launches, which cost more than memory: a slab is several times its cache, at most 256 MB
-# (not measured yet).
+# dozens of launches, which cost more than memory: a slab is several times its cache, at most
+# 256 MB (other sizes were not tried).
 SLAB_BYTES = {"cpu": 8 << 20}
 CACHES_A_SLAB = 8
 LARGEST_SLAB_BYTES = 256 << 20
@@ -82,27 +83,40 @@ class _Convolution(torch.autograd.Function):
         geometry, needs = ctx.geometry, ctx.needs_input_grad
         if torch.is_grad_enabled() or not is_plain_call(grad):
             return *double_backward(geometry, needs, input, weight, bias, grad), None
-        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        grad_input = torch.empty_like(input) if needs[0] else None
-        sums = [
-            torch.zeros_like(tensor, dtype=wide) if need else None
-            for tensor, need in ((weight, needs[1]), (bias, needs[2]))
-        ]
-        weight = weight.detach().requires_grad_(needs[1])
-        bias = bias if bias is None else bias.detach().requires_grad_(needs[2])
-        for items in _steps(input, weight):
-            x = input[items].detach().requires_grad_(needs[0])
-            wanted = [t for t, need in zip((x, weight, bias), needs, strict=False) if need]
-            with torch.enable_grad():
-                output = _slab(x, weight, bias, geometry)
-            gradients = iter(torch.autograd.grad(output, wanted, grad[items]))
-            if grad_input is not None:
-                grad_input[items] = next(gradients)
-            for total in sums:
-                if total is not None:
-                    total += next(gradients)
-        narrow = [None if total is None else total.to(input.dtype) for total in sums]
-        return grad_input, *narrow, None
+        return *gradients(geometry, needs, input, weight, bias, grad), None
+
+
+def gradients(
+    geometry: Geometry,
+    needs: Sequence[bool],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients that are needed; each slab is computed again."""
+    wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    grad_input = torch.empty_like(input) if needs[0] else None
+    sums = [
+        torch.zeros_like(tensor, dtype=wide) if need and tensor is not None else None
+        for tensor, need in ((weight, needs[1]), (bias, needs[2]))
+    ]
+    weight = weight.detach().requires_grad_(needs[1])
+    bias = bias if bias is None else bias.detach().requires_grad_(needs[2])
+    for items in _steps(input, weight):
+        x = input[items].detach().requires_grad_(needs[0])
+        given = zip((x, weight, bias), needs, strict=False)
+        wanted = [tensor for tensor, need in given if need and tensor is not None]
+        with torch.enable_grad():
+            output = _slab(x, weight, bias, geometry)
+        found = iter(torch.autograd.grad(output, wanted, grad[items]))
+        if grad_input is not None:
+            grad_input[items] = next(found)
+        for total in sums:
+            if total is not None:
+                total += next(found)
+    narrow = [None if total is None else total.to(input.dtype) for total in sums]
+    return grad_input, *narrow  # type: ignore[return-value]
 
 
 def _steps(input: Tensor, weight: Tensor) -> Iterator[slice]:
@@ -117,8 +131,7 @@ def _steps(input: Tensor, weight: Tensor) -> Iterator[slice]:
 @lru_cache
 def _slab_bytes(device: torch.device) -> int:
     """Return what the slabs of one step may take on an accelerator."""
-    properties_of = getattr(torch.get_device_module(device), "get_device_properties", None)
-    cache = getattr(properties_of(device), "L2_cache_size", 0) if properties_of else 0
+    cache = _torch.device_property(device, "L2_cache_size")
     return min(CACHES_A_SLAB * cache, LARGEST_SLAB_BYTES) or LARGEST_SLAB_BYTES
 
 

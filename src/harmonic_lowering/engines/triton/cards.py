@@ -14,8 +14,8 @@ from ... import _torch
 from ..fallback import compute_dtypes
 
 __all__ = [
-    "MEASURED_CAPABILITIES", "MOST_ELEMENTS", "TOO_LARGE", "CannotRunError", "auto_reason",
-    "failures", "is_interpreted", "reach", "unsupported_reason",
+    "MEASURED_CAPABILITIES", "MOST_ELEMENTS", "TOO_LARGE", "CannotRunError", "LaunchError",
+    "auto_reason", "failures", "have_launched", "is_interpreted", "reach", "unsupported_reason",
 ]  # fmt: skip
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -27,14 +27,19 @@ MEASURED_CAPABILITIES = frozenset({(9, 0)})  # H100, docs/gpu-benchmarks.md
 
 MOST_ELEMENTS = 1 << 31  # of one batch item, which the kernels count in 32 bits
 TOO_LARGE = "a batch item has 2**31 elements or more"
-failures: dict[torch.device, str] = {}  # which did not compile or launch, and why
+have_launched: set[torch.device] = set()  # a kernel
+failures: dict[torch.device, str] = {}  # which could not even launch their first, and why
 
 
 class CannotRunError(NotImplementedError):
     """The kernels do not run here, for a reason; another engine may."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"engine 'triton' cannot run: {reason}; or use engine='auto'")
+    def __str__(self) -> str:
+        return f"engine 'triton' cannot run: {self.args[0]}; or use engine='auto'"
+
+
+class LaunchError(CannotRunError):
+    """A kernel did not compile or launch though all that is known beforehand was in order."""
 
 
 def unsupported_reason(*tensors: Tensor) -> str | None:
@@ -73,7 +78,7 @@ def _not_measured(device: torch.device) -> str | None:
     capability = _capability(device)
     if capability in MEASURED_CAPABILITIES:
         return None
-    number = ".".join(map(str, capability or ("none",)))
+    number = _number(capability) if capability else "none"
     return (
         f"engine 'triton' can run and has not been measured on cards of capability {number}, so "
         "only engine='triton' uses it (docs/gpu.md)"
@@ -95,6 +100,11 @@ def _unsupported_machine() -> str | None:
         return "it needs an NVIDIA card that torch can use (torch.cuda.is_available() is False)"
     if torch.version.hip:
         return "its kernels are written for NVIDIA cards, and this torch is built for AMD's"
+    cards = range(torch.cuda.device_count())
+    best = max((torch.cuda.get_device_capability(card) for card in cards), default=(0, 0))
+    if best < LEAST_CAPABILITY:
+        least = _number(LEAST_CAPABILITY)
+        return f"it needs a card of capability {least}, and the best here has {_number(best)}"
     return None
 
 
@@ -116,10 +126,14 @@ def _unsupported_device(device: torch.device) -> str | None:
     capability = _capability(device) or (0, 0)
     if capability < LEAST_CAPABILITY:
         return (
-            f"{device} has the capability {'.'.join(map(str, capability))}, and its kernels need "
-            f"{'.'.join(map(str, LEAST_CAPABILITY))}"
+            f"{device} has the capability {_number(capability)}, and its kernels need "
+            f"{_number(LEAST_CAPABILITY)}"
         )
     return None
+
+
+def _number(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))
 
 
 def _capability(device: torch.device) -> tuple[int, int] | None:

@@ -173,7 +173,7 @@ def _apply_way(
     of_group, of_output, of_input, of_tap, of_frame = weight_stride
     of_one_group = (1, weight[0] // groups, *weight[1:])
     _check_reach((source, source_stride), (target, target_stride), (of_one_group, weight_stride))
-    _check_steps(geometry, kernel_frames)
+    _check_steps(geometry, kernel_frames, (source, source_stride))
     padding, (stride, spread) = geometry.padding[0], (geometry.stride[1], 1)
     if adjoint:
         of_output, of_input = of_input, of_output
@@ -231,7 +231,7 @@ def _weight_grad_way(
     grad_stride = grad_stride if copies[1] is None else copies[1].stride
     numbers = (1, prod(weight)), (1, 1)
     _check_reach((source, source_stride), (grad, grad_stride), numbers)
-    _check_steps(geometry, kernel_frames)
+    _check_steps(geometry, kernel_frames, (source, source_stride))
     out_channels, n_frames = weight[0] // groups, grad[3]
     size = plan.grad_tiles(precision, channels, out_channels, kernel_frames, n_frames)
     n_tiles = -(-n_frames // size.frames)
@@ -299,12 +299,13 @@ def _check_reach(*layouts: tuple[Shape, Shape]) -> None:
         raise CannotRunError(cards.TOO_LARGE)
 
 
-def _check_steps(geometry: Geometry, kernel_frames: int) -> None:
-    """Check what the kernels count in 32 bits besides elements."""
+def _check_steps(geometry: Geometry, kernel_frames: int, source: tuple[Shape, Shape]) -> None:
+    """Check what the kernels count in 32 bits besides elements: frames that lie outside."""
     span = geometry.span(kernel_frames)
-    numbers = geometry.stride[1], geometry.dilation, geometry.padding[0], span
-    if max(numbers) >= cards.MOST_ELEMENTS:
-        raise CannotRunError("a stride, dilation or padding is 2**31 or more")
+    numbers = geometry.stride[1], geometry.dilation, geometry.padding[0] + span
+    (*_, n_frames), (*_, step) = source
+    if max(numbers) + n_frames >= cards.MOST_ELEMENTS // max(1, step):
+        raise CannotRunError("a stride, dilation or padding reaches 2**31 numbers away")
 
 
 # -------------------------------------------------------------------- copies of large tensors

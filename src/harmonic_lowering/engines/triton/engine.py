@@ -1,13 +1,14 @@
 """Triton kernels as an engine: no lowered tensor, only live rows, and a backward that recomputes.
 
 It differs from the native core's in one thing: kernels are compiled at the first call, and may then
-turn out not to run. Who requested the engine gets an error; ``engine="auto"`` goes on with stock
-operations (`or_stock`).
+turn out not to run, or to want more memory than there is. Who requested the engine gets an error;
+``engine="auto"`` goes on with stock operations (`or_stock`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from typing import Any
 
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from ... import _torch
 from .. import blocked, lowering
-from ..fallback import autocast, double_backward, is_plain_call, stock_reason
+from ..fallback import autocast, is_plain_call, stock_reason
 from ..geometry import Geometry
 from ..native import operators
 from . import core
-from .cards import CannotRunError, auto_reason, unsupported_reason
+from .cards import CannotRunError, LaunchError, auto_reason, unsupported_reason
 
 __all__ = ["auto_reason", "convolve", "convolve_plain", "or_stock", "unsupported_reason"]
 
@@ -76,10 +77,25 @@ def or_stock(convolution: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         try:
             return convolution(input, weight, bias, geometry, requested=False)
-        except CannotRunError:
-            return blocked.convolve(input, weight, bias, geometry)
+        except _RECOVERABLE as error:
+            _warn(error)
+        # Not in the handler, which holds what the kernels had allocated.
+        return blocked.convolve(input, weight, bias, geometry)
 
     return convolve
+
+
+_RECOVERABLE = CannotRunError, torch.OutOfMemoryError
+
+
+def _warn(error: Exception) -> None:
+    """Say that kernels failed; that they do not take some arguments is no failure."""
+    if isinstance(error, LaunchError):
+        warnings.warn(
+            f"{error.args[0]}; engine='auto' goes on with stock operations",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 class _Convolution(torch.autograd.Function):
@@ -103,14 +119,25 @@ class _Convolution(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain_call(grad):
             return *operators.gradients(geometry, needs, input, weight, grad), None, None
         try:
-            if needs[0] and needs[1]:
-                grad = core.as_gradients_read(grad, geometry, input, weight)
-            gradients = operators.gradients_by(core, geometry, needs, input, weight, bias, grad)
-            return *gradients, None, None
-        except CannotRunError:
+            return *_gradients(geometry, needs, input, weight, bias, grad), None, None
+        except _RECOVERABLE as error:
             if ctx.requested:
                 raise
-            return *double_backward(geometry, needs, input, weight, bias, grad), None, None
+            _warn(error)
+        return *blocked.gradients(geometry, needs, input, weight, bias, grad), None, None
+
+
+def _gradients(
+    geometry: Geometry,
+    needs: Sequence[bool],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad: Tensor,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if needs[0] and needs[1]:
+        grad = core.as_gradients_read(grad, geometry, input, weight)
+    return operators.gradients_by(core, geometry, needs, input, weight, bias, grad)
 
 
 _apply = _torch.apply_to_plain(_Convolution)

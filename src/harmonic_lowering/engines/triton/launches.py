@@ -67,6 +67,7 @@ class Launch:
             )
         self.name, self.device, self.grid = name, device, grid
         self.numbers, self.constants, self.table = numbers, constants, table
+        self._failure = ""
         self._direct: _DirectLaunch | None = None
         self._may_be_direct = True  # until the driver says no
         self._streams: set[int] = set()  # other than the default one, which read the table
@@ -76,14 +77,14 @@ class Launch:
 
         Raises
         ------
-        CannotRunError
+        LaunchError
             If it does not compile, or the card refuses it.
         """
         direct = self._direct
         if (direct is not None and direct(tensors)) or 0 in self.grid:
             return
-        if reason := cards.failures.get(self.device):
-            raise cards.CannotRunError(reason)
+        if reason := self._failure or cards.failures.get(self.device):
+            raise cards.LaunchError(reason)
         try:
             with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
                 self._launch_by_triton(tensors)
@@ -91,11 +92,14 @@ class Launch:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             what = (str(error).strip().splitlines() or ["no message"])[0]
-            cards.failures[self.device] = (
+            self._failure = (
                 f"on {self.device} Triton could not compile or launch the kernel {self.name!r} "
                 f"({type(error).__name__}: {what})"
             )
-            raise cards.CannotRunError(cards.failures[self.device]) from error
+            if self.device not in cards.have_launched:  # nor will it launch another one
+                cards.failures[self.device] = self._failure
+            raise cards.LaunchError(self._failure) from error
+        cards.have_launched.add(self.device)
 
     def _launch_by_triton(self, tensors: tuple[Tensor | None, ...]) -> None:
         arguments = (*tensors, *(self.table[:4] if self.table else ()), *self.numbers)
