@@ -102,6 +102,9 @@ def test_a_run_writes_its_table_page_and_report(tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["--toy"], "give it an --output of its own"),
+        (["--toy", "--device", "nonsense", "-o", "t.csv"], "'nonsense' cannot be used here"),
+        (["--toy", "--device", "cpu", "-o", "/"], "cannot write /"),
+        (["--toy", "--device", "cpu", "-o", "/proc/none/t.csv"], "cannot write /proc/none/t.csv"),
         (["--minutes", "0"], "--minutes must be a number > 0"),
         (["--device", "nonsense"], "device 'nonsense' cannot be used here"),
         (["--device", "cpu"], "device 'cpu' is no card"),

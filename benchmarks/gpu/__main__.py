@@ -10,6 +10,7 @@ import argparse
 import importlib.metadata
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,12 @@ import torch
 from ..common.machine import record
 from ..common.tables import write_rows
 from ..layers.rows import LayerRow
-from .measure import no_card
-from .page import TABLE, report, write_page
+from .measure import no_card, no_device
+from .page import report, write_page
 from .run import Cell, Options, cells, measure_all
 
 INTERRUPTED = 130
+_OUTPUT = Path("gpu-benchmarks/gpu-benchmarks.csv")  # what is published lies in docs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="Exit status: 0 done, 1 a layer failed, 2 wrong usage or no card, 130 interrupted.",
     )
     add = parser.add_argument
-    add("-o", "--output", type=Path, default=TABLE, metavar="CSV", help="default: %(default)s")
+    add("-o", "--output", type=Path, default=_OUTPUT, metavar="CSV", help="default: %(default)s")
     add(
         "--minutes", type=float, default=Options.minutes, metavar="M",
         help="begin nothing new after this time (default: %(default)s)",
@@ -44,21 +46,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not 0 < arguments.minutes < 1e6:
         parser.error(f"--minutes must be a number > 0, got {arguments.minutes}")
-    if arguments.toy and arguments.output == TABLE:
+    if arguments.toy and arguments.output == _OUTPUT:
         parser.error("--toy measures nothing: give it an --output of its own")
-    if not arguments.toy and (reason := no_card(arguments.device)):
+    if reason := (no_device if arguments.toy else no_card)(arguments.device):
         parser.error(reason)
     options = Options(
         device=arguments.device, minutes=arguments.minutes, toy=arguments.toy,
         seconds=0.01 if arguments.toy else 0.4, repetitions=2 if arguments.toy else 5,
     )  # fmt: skip
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        page = arguments.output.with_suffix(".md")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=page.parent).close()
+    except (OSError, ValueError) as error:
+        parser.error(f"cannot write {arguments.output}: {error}")
 
     rows: list[LayerRow] = []
-    interrupted = False
+    n_cells, interrupted = 0, False
     began = time.monotonic()
 
     def progress(number: int, total: int, cell: Cell) -> None:
+        nonlocal n_cells
+        n_cells = number + 1  # with this one, which may be cut off
         place = f"{cell.mode} {cell.setting.name} {cell.precision} {cell.memory_format}"
         spent = time.monotonic() - began
         print(f"[{number + 1}/{total}, {spent:.0f} s] {place} {cell.direction}", file=sys.stderr)
@@ -72,13 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not rows:
         print("nothing was measured", file=sys.stderr)
         return INTERRUPTED if interrupted else 1
-    page = arguments.output.with_suffix(".md")
     write_page(rows, page, arguments.output.name, toy=options.toy)
     print("==== report: to send it, open an issue and paste all of this (docs/gpu.md)")
     print(report(rows, environment(options.device), toy=options.toy))
     print("==== end of the report")
-    places = {(r.part, r.setting, r.dtype, r.memory_format, r.direction) for r in rows}
-    print(f"{len(places)} of {len(cells(options))} cells measured; {arguments.output}, {page}")
+    n_cells -= interrupted
+    print(f"{n_cells} of {len(cells(options))} cells measured; {arguments.output}, {page}")
     failed = [r for r in rows if r.column in ("triton", "conv2d") and r.median_ms is None]
     return INTERRUPTED if interrupted else 1 if failed else 0
 

@@ -17,8 +17,8 @@ from ..layers.measure import FORMATS, Trial, synchronise
 from ..layers.peer import deform
 
 __all__ = [
-    "PRECISIONS", "CardTrial", "captured", "no_card", "pass_of", "precision", "repeated",
-    "stock_by_default",
+    "PRECISIONS", "CardTrial", "captured", "no_card", "no_device", "pass_of", "precision",
+    "repeated", "stock_by_default",
 ]  # fmt: skip
 
 # What float32 means, and the dtype of each.
@@ -47,13 +47,21 @@ def no_card(device: str) -> str | None:
     """Return why nothing can be measured on a device, or None."""
     if cards.is_interpreted():
         return "TRITON_INTERPRET is set: the kernels would be interpreted, not measured"
+    if reason := no_device(device):
+        return reason
+    if torch.device(device).type != "cuda":
+        return f"device {device!r} is no card: this measures NVIDIA's"
+    return cards.unsupported_reason(torch.empty(0, device=device))
+
+
+def no_device(device: str) -> str | None:
+    """Return why a device cannot be used, or None."""
     try:
-        if torch.device(device).type != "cuda":
-            return f"device {device!r} is no card: this measures NVIDIA's"
-        return cards.unsupported_reason(torch.empty(0, device=device))
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         lines = str(error).splitlines() or ["it has no message"]
         return f"device {device!r} cannot be used here: {lines[0]}"
+    return None
 
 
 @contextmanager
