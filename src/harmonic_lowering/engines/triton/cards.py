@@ -27,8 +27,8 @@ MEASURED_CAPABILITIES = frozenset({(9, 0)})  # H100, docs/gpu-benchmarks.md
 
 MOST_ELEMENTS = 1 << 31  # of one batch item, which the kernels count in 32 bits
 TOO_LARGE = "a batch item has 2**31 elements or more"
-have_launched: set[torch.device] = set()  # a kernel
-failures: dict[torch.device, str] = {}  # which could not even launch their first, and why
+have_launched: set[torch.device] = set()  # devices on which a kernel was launched
+failures: dict[torch.device, str] = {}  # devices on which none could be, and why
 
 
 class CannotRunError(NotImplementedError):
@@ -46,6 +46,8 @@ def unsupported_reason(*tensors: Tensor) -> str | None:
     """Return what keeps the kernels from computing with these tensors, or None."""
     if reason := _unsupported_machine():
         return reason
+    if not tensors:
+        return _all_too_old()
     devices = {tensor.device for tensor in tensors}
     if len(devices) > 1:
         return f"the tensors are on different devices: {sorted(map(str, devices))}"
@@ -100,6 +102,13 @@ def _unsupported_machine() -> str | None:
         return "it needs an NVIDIA card that torch can use (torch.cuda.is_available() is False)"
     if torch.version.hip:
         return "its kernels are written for NVIDIA cards, and this torch is built for AMD's"
+    return None
+
+
+def _all_too_old() -> str | None:
+    """Return why no card here will do; a call is about its own card, and asks nothing of others."""
+    if is_interpreted():
+        return None
     cards = range(torch.cuda.device_count())
     best = max((torch.cuda.get_device_capability(card) for card in cards), default=(0, 0))
     if best < LEAST_CAPABILITY:
