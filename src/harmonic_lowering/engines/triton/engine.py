@@ -8,7 +8,7 @@ turn out not to run, or to want more memory than there is. Who requested the eng
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
@@ -119,25 +119,17 @@ class _Convolution(torch.autograd.Function):
         if torch.is_grad_enabled() or not is_plain_call(grad):
             return *operators.gradients(geometry, needs, input, weight, grad), None, None
         try:
-            return *_gradients(geometry, needs, input, weight, bias, grad), None, None
+            read = grad
+            if needs[0] and needs[1]:
+                read = core.as_gradients_read(grad, geometry, input, weight)
+            gradients = operators.gradients_by(core, geometry, needs, input, weight, bias, read)
+            return *gradients, None, None
         except _RECOVERABLE as error:
             if ctx.requested:
                 raise
             _warn(error)
+        read = grad  # its copy's memory is free again
         return *blocked.gradients(geometry, needs, input, weight, bias, grad), None, None
-
-
-def _gradients(
-    geometry: Geometry,
-    needs: Sequence[bool],
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    grad: Tensor,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if needs[0] and needs[1]:
-        grad = core.as_gradients_read(grad, geometry, input, weight)
-    return operators.gradients_by(core, geometry, needs, input, weight, bias, grad)
 
 
 _apply = _torch.apply_to_plain(_Convolution)
